@@ -1,0 +1,36 @@
+# `make course` sets up and builds everything, `make test` checks everything.
+# Both reuse what is there: a second run takes seconds.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: course test serve clean help
+
+course: .venv/ready
+	@$(BIN)/lmcourse course
+
+test: .venv/ready
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/python -m pytest
+
+serve: .venv/ready
+	@$(BIN)/lmcourse serve
+
+clean:
+	rm -rf build .venv
+
+help:
+	@echo "make course   set up, build the book, release the homework, grade a sample class"
+	@echo "make test     set up, then lint and all tests"
+	@echo "make serve    show the built book on this machine"
+	@echo "make clean    remove everything that was built or installed"
+
+# The environment is made anew whenever what it should hold has changed.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d. Name another one: make course PYTHON=python3.12" % v)'
+	@echo "Setting up .venv (once; a few minutes) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt --editable ".[book,grading,dev]"
+	@touch $@
