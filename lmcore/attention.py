@@ -38,7 +38,7 @@ def additive_score(
         w_score: (A,), the weights from the hidden layer to the score
 
     Returns:
-        Scores, (..., T, S): row t holds the scores of query t against all keys.
+        Scores, (..., T, S); row t holds the scores of query t against all keys.
 
     >>> one = torch.ones(1, 1)
     >>> additive_score(torch.tensor([[0.0], [1.0]]), one, one, one, torch.tensor([2.0]))
@@ -72,11 +72,12 @@ def scaled_dot_product_attention(
         dropout_p: the share of weights set to zero at random; 0 outside training.
 
     Returns:
-        The output, (..., T, Dv), and the weights, (..., T, S), whose rows sum to 1.
+        The output, (..., T, Dv), and the weights before dropout, (..., T, S). The
+        weights of a query sum to 1, or are all 0 if it may look at no key.
 
     Raises:
         ValueError: if the widths of query and key differ, or their numbers of keys and
-            values do.
+            values do, or the mask does not broadcast to (..., T, S).
         TypeError: if the mask is not boolean.
 
     >>> query = torch.tensor([[1.0, 0.0]])
@@ -86,15 +87,20 @@ def scaled_dot_product_attention(
     (tensor([[13.3024]]), tensor([[0.6698, 0.3302]]))
     """
     _check_attention_inputs(query, key, value, mask)
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
     if mask is not None:
-        # A finite floor instead of -inf: a row of -inf would have NaN gradients.
+        # Zero times NaN is NaN, on the way forward and on the way back.
+        nobody_looks = ~torch.atleast_2d(mask).any(dim=-2)[..., None]  # (..., S, 1)
+        key = key.masked_fill(nobody_looks, 0.0)
+        value = value.masked_fill(nobody_looks, 0.0)
+    # Scaled before the product, which could overflow in half precision.
+    query = query / math.sqrt(query.shape[-1])
+    scores = query @ key.transpose(-2, -1)  # (..., T, D) @ (..., D, S) -> (..., T, S)
+    if mask is not None:
+        # A finite floor instead of -inf: the softmax of a row of -inf would be NaN.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1)
     if mask is not None:
         weights = weights.masked_fill(~mask, 0.0)
-        nobody_looks = ~mask.any(dim=-2)[..., None]  # (..., S, 1)
-        value = value.masked_fill(nobody_looks, 0.0)
     output = F.dropout(weights, dropout_p) @ value  # (..., T, S) @ (..., S, Dv)
     return output, weights
 
@@ -116,13 +122,15 @@ def causal_mask(
         A boolean mask, (T, S), True = may look.
 
     Raises:
-        ValueError: if there are fewer keys than queries.
+        ValueError: if ``n_queries`` is negative, or there are fewer keys than queries.
 
     >>> causal_mask(2, 3)
     tensor([[ True,  True, False],
             [ True,  True,  True]])
     """
     n_keys = n_queries if n_keys is None else n_keys
+    if n_queries < 0:
+        raise ValueError(f"n_queries={n_queries} must not be negative")
     if n_keys < n_queries:
         raise ValueError(
             f"n_keys={n_keys} is less than n_queries={n_queries}: every query is a "
@@ -298,6 +306,12 @@ class KeyValueCache:
 
     A model that writes one token at a time would otherwise compute them again for the
     whole text at every step.
+
+    >>> cache = KeyValueCache()
+    >>> key, value = cache.append(torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+    >>> key, value = cache.append(torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4))
+    >>> len(cache), key.shape
+    (4, torch.Size([1, 2, 4, 4]))
     """
 
     def __init__(self) -> None:
@@ -400,12 +414,22 @@ class MultiHeadAttention(nn.Module):
             context: (B, S, d_context), the tokens that are asked; ``x`` if not given
             mask: boolean, broadcastable to (B, H, T, S); True = may look
             cache: keys and values of earlier tokens; the new ones are added to it, and
-                S counts both
+                S counts both. For self-attention only.
 
         Returns:
-            The output, (B, T, C), and the weights, (B, H, T, S).
+            The output, (B, T, C), and the weights before dropout, (B, H, T, S).
+
+        Raises:
+            ValueError: if the width of ``x`` or ``context`` is not the layer's, or a
+                cache is given together with a context.
         """
+        if cache is not None and context is not None:
+            raise ValueError(
+                "a cache grows with the text and a context does not: give one of them"
+            )
         context = x if context is None else context
+        _check_width("x", x, self.project_query.in_features)
+        _check_width("context", context, self.project_key.in_features)
         query = split_heads(self.project_query(x), self.n_heads)  # (B, H, T, D)
         key = split_heads(self.project_key(context), self.n_kv_heads)
         value = split_heads(self.project_value(context), self.n_kv_heads)
@@ -435,8 +459,9 @@ def online_softmax_attention(
     The keys are read in blocks. For every query the function carries the largest score
     so far, the sum of the exponentials measured against it, and the weighted sum of
     values; when a block brings a larger score, what was summed before is scaled down to
-    the new measure. Milakov and Gimelshein, 2018, alg. 3; Dao et al., 2022
-    (FlashAttention), alg. 1.
+    the new measure. While gradients are recorded, autograd keeps the blocks for the
+    way back; FlashAttention computes them anew instead. Milakov and Gimelshein, 2018,
+    alg. 3; Dao et al., 2022 (FlashAttention), alg. 1.
 
     Args:
         query: (..., T, D)
@@ -469,18 +494,22 @@ def online_softmax_attention(
     if (causal or window is not None) and n_keys < n_queries:
         raise ValueError(f"n_keys={n_keys} is less than n_queries={n_queries}")
     query_position = torch.arange(n_keys - n_queries, n_keys, device=query.device)
-    floor = torch.finfo(query.dtype).min
+    key_position = torch.arange(n_keys, device=query.device)
+    # Sums of many small terms need more digits than half precision has.
+    dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    floor = torch.finfo(wide).min
     query = query / math.sqrt(query.shape[-1])
     batch_shape = torch.broadcast_shapes(
         query.shape[:-2], key.shape[:-2], value.shape[:-2]
     )
-    largest = query.new_full((*batch_shape, n_queries, 1), floor)  # (..., T, 1)
-    total = query.new_zeros((*batch_shape, n_queries, 1))
-    output = query.new_zeros((*batch_shape, n_queries, value.shape[-1]))
+    wide_like = {"dtype": wide, "device": query.device}
+    largest = torch.full((*batch_shape, n_queries, 1), floor, **wide_like)
+    total = torch.zeros((*batch_shape, n_queries, 1), **wide_like)
+    output = torch.zeros((*batch_shape, n_queries, value.shape[-1]), **wide_like)
     for start in range(0, n_keys, block_size):
         block = slice(start, start + block_size)
-        scores = query @ key[..., block, :].transpose(-2, -1)  # (..., T, block)
-        age = query_position[:, None] - torch.arange(n_keys, device=query.device)[block]
+        scores = (query @ key[..., block, :].transpose(-2, -1)).to(wide)
+        age = query_position[:, None] - key_position[block]  # (T, block)
         may_look = torch.ones_like(age, dtype=torch.bool)  # (T, block)
         if causal or window is not None:
             may_look = age >= 0
@@ -491,9 +520,10 @@ def online_softmax_attention(
         rescale = torch.exp(largest - new_largest)
         weights = torch.exp(scores - new_largest).masked_fill(~may_look, 0.0)
         total = total * rescale + weights.sum(dim=-1, keepdim=True)
-        output = output * rescale + weights @ value[..., block, :]
+        output = output * rescale + weights @ value[..., block, :].to(wide)
         largest = new_largest
-    return output / total
+    # The largest score counts 1, so the total is at least 1, unless there are no keys.
+    return (output / total.clamp_min(1.0)).to(dtype)
 
 
 def _check_attention_inputs(
@@ -512,4 +542,23 @@ def _check_attention_inputs(
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(
             f"mask has dtype {mask.dtype}, expected torch.bool with True = may look"
+        )
+    if mask is not None:
+        batch_shape = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        scores_shape = (*batch_shape, query.shape[-2], key.shape[-2])
+        fits = mask.ndim <= len(scores_shape) and all(
+            size in (1, wanted)
+            for size, wanted in zip(mask.shape[::-1], scores_shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}, which does not broadcast to the "
+                f"shape of the scores (..., T, S) = {scores_shape}"
+            )
+
+
+def _check_width(name: str, tokens: Tensor, width: int) -> None:
+    if tokens.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {tuple(tokens.shape)}, expected width {width}"
         )
