@@ -1,0 +1,56 @@
+"""Take a test cell apart into statements, for the one world and for the other."""
+
+import ast
+from dataclasses import dataclass
+
+AUTOTEST = "### AUTOTEST "
+BEGIN_HIDDEN, END_HIDDEN = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement at the top level of a test cell.
+
+    ``source`` is what the reference runs. ``bare`` is what the student's world runs: the
+    same without expected values, tolerances, bounds and titles.
+    """
+
+    source: str
+    bare: str
+    hidden: bool
+    checks: bool  # whether it contains a check
+
+
+def statements(test_cell: str) -> list[Statement]:
+    """Split the source of a test cell, hidden checks included."""
+    lines, hidden_lines, hidden = [], set(), False
+    for line in test_cell.splitlines():
+        if line.startswith(AUTOTEST):
+            line = f"check({line.removeprefix(AUTOTEST).strip()})"
+        hidden = (hidden or line.strip() == BEGIN_HIDDEN) and line.strip() != END_HIDDEN
+        lines.append(line)
+        if hidden:
+            hidden_lines.add(len(lines))
+    found = []
+    for node in ast.parse("\n".join(lines)).body:
+        source = ast.unparse(node)
+        checks = [inner for inner in ast.walk(node) if _is_check(inner)]
+        for check in checks:
+            check.args, check.keywords = check.args[:1], []
+        found.append(
+            Statement(
+                source=source,
+                bare=ast.unparse(node),
+                hidden=node.lineno in hidden_lines,
+                checks=bool(checks),
+            )
+        )
+    return found
+
+
+def _is_check(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "check"
+    )

@@ -1,0 +1,97 @@
+"""The autograded notebook: the released cells, the student's text, and what it earned.
+
+It is made from our own release, not from the student's file: of that come only the texts
+of the known cells. What a student printed and what we say stand in the outputs; nbgrader
+reads the points there, and its feedback shows them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode, v4
+
+from . import intake
+
+
+def clean(release: Path, work: intake.Work | None) -> NotebookNode:
+    """The released notebook with the student's text in its cells.
+
+    Args:
+        release: the notebook as it was released
+        work: what the student wrote; None for a submission that was refused
+    """
+    node = nbformat.read(release, as_version=4)
+    for cell in node.cells:
+        name = grade_id(cell)
+        if work is not None and name in work.cells:
+            cell.source = work.cells[name]
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return node
+
+
+def grade_id(cell: NotebookNode) -> str:
+    """The id that nbgrader knows a cell by."""
+    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
+
+
+def write_outputs(node: NotebookNode, result: dict[str, Any]) -> None:
+    """Fill in the outputs of all code cells from a result."""
+    for cell in node.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = []
+        name = grade_id(cell)
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            cell.outputs = _test_outputs(name, cell, result)
+        elif name in result["cells"]:
+            facts = result["cells"][name]
+            text = "\n".join(filter(None, [facts["output"], facts["message"]]))
+            if text:
+                cell.outputs = [_stream(text)]
+
+
+def _test_outputs(
+    name: str, cell: NotebookNode, result: dict[str, Any]
+) -> list[NotebookNode]:
+    verdict = result["tests"].get(name)
+    if verdict is None:
+        points = float(cell.metadata.nbgrader["points"])
+        return _nothing(result["refusal"]["message"], points)
+    message = result["questions"][verdict["question"]]["message"]
+    listing = "\n".join(
+        [describe(check) for check in verdict["checks"]]
+        + [text for text in (verdict["says"], verdict["note"], message) if text]
+    )
+    score, points = verdict["score"], verdict["max_score"]
+    if score == points:
+        return [_stream(f"{listing}\n{points:g} of {points:g} points")]
+    if score == 0:
+        return _nothing(listing, points)
+    data = {
+        "text/plain": repr(score),
+        "text/html": f"<b>{score:g} of {points:g} points</b>",
+    }
+    return [_stream(listing), v4.new_output("execute_result", data, execution_count=1)]
+
+
+def describe(check: dict[str, Any]) -> str:
+    """One check in one line: whether it passed, and what was wrong."""
+    mark = "✓" if check["passed"] else "✗"
+    hidden = " (hidden)" if check["hidden"] else ""
+    message = f": {check['message']}" if check["message"] else ""
+    return f"{mark} {check['title']}{hidden}{message}"
+
+
+def _stream(text: str) -> NotebookNode:
+    return v4.new_output("stream", name="stdout", text=text.rstrip("\n") + "\n")
+
+
+def _nothing(text: str, points: float) -> list[NotebookNode]:
+    """Outputs that earn nothing: nbgrader gives no points where an error stands."""
+    summary = f"0 of {points:g} points"
+    return [
+        _stream(text),
+        v4.new_output("error", ename="No points", evalue=summary, traceback=[summary]),
+    ]

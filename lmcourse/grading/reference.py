@@ -1,0 +1,265 @@
+"""The judge: a process in which no student's code ever runs.
+
+It runs the notebook with its solutions once. For a submission it runs each test cell
+with the submission's seed, compares the recorded values with the reference's, and where
+they differ looks for a known mistake that gives the student's values. Of the student it
+sees plain data, and the source of the solutions as text that it parses and never runs.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmcore import plain
+
+from .. import mistakes
+from . import forbidden, messages
+from .cells import Statement, statements
+from .inside import wire, world
+
+Key = tuple[int, int]  # the statement, and which of its checks
+
+
+class Reference:
+    """The notebook with its solutions, run, and the known mistakes of its unit."""
+
+    def __init__(self, manifest: dict[str, Any], known: mistakes.UnitMistakes) -> None:
+        self.manifest = manifest
+        self.known = known.mistakes
+        self.tests = {
+            cell["id"]: cell for cell in manifest["cells"] if cell["kind"] == "test"
+        }
+        self.statements: dict[str, list[Statement]] = {
+            name: statements(cell["source"]) for name, cell in self.tests.items()
+        }
+        self.namespace = world.new_namespace()
+        for cell in manifest["cells"]:
+            if cell["kind"] in ("given", "solution"):
+                done = world.run_cell(cell["source"], cell["id"], self.namespace)
+                if done["error"] is not None:
+                    raise RuntimeError(f"the solution of {cell['id']}: {done['error']}")
+        for name in self.tests:  # shows that it runs, and imports what it needs
+            self.record(name, seed=0)
+
+    def record(
+        self, name: str, seed: int, mistake: mistakes.Known | None = None
+    ) -> dict[Key, dict[str, Any]]:
+        """Run a test cell on the reference, or with a mistake in its place."""
+        place = (
+            contextlib.nullcontext()
+            if mistake is None
+            else mistakes.in_place(mistake, self.namespace)
+        )
+        found = {}
+        with place:
+            test = world.Test(self.tests[name]["question"], seed, self.namespace)
+            for number, statement in enumerate(self.statements[name]):
+                records, error = test.run(statement.source)
+                if error is not None and mistake is None:
+                    raise RuntimeError(f"{name} fails on the reference: {error}")
+                for record in records:
+                    found[number, record["nth"]] = record
+                if error is not None and not statement.checks:
+                    break
+        return found
+
+    def judge(self, name: str, seed: int, run: dict[str, Any]) -> dict[str, Any]:
+        """Judge what a test cell recorded in the student's world.
+
+        Args:
+            name: the test cell's id
+            seed: the seed it ran with
+            run: its end, and for each statement done the values and the error
+
+        Returns:
+            ``score``; ``checks``, for each its title, whether it is hidden and passed,
+            and a message; ``mistakes``, the names of those recognised; ``end``.
+        """
+        expected = self.record(name, seed)
+        known = self.statements[name]
+        outcomes = _outcomes(run, known)
+        wrong: dict[Key, str] = {}
+        for key, record in expected.items():
+            hidden = known[key[0]].hidden
+            if (why := _why_wrong(outcomes.get(key), record, run, key, hidden)) != "":
+                wrong[key] = why
+        values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
+        recognised = self._recognise(name, seed, expected, values, set(wrong))
+        points = self.tests[name]["points"]
+        copied = self._only_visible_pass(name, expected, wrong)
+        counted = 0 if copied else len(expected) - len(wrong)
+        return {
+            "question": self.tests[name]["question"],
+            "note": messages.ONLY_VISIBLE
+            if copied and len(wrong) < len(expected)
+            else "",
+            "score": round(points * counted / max(len(expected), 1), 2),
+            "max_score": points,
+            "end": run["end"],
+            "checks": [
+                {
+                    "title": record["title"] or f"check {number}",
+                    "hidden": known[key[0]].hidden,
+                    "passed": key not in wrong,
+                    "message": wrong.get(key, ""),
+                }
+                for number, (key, record) in enumerate(expected.items(), start=1)
+            ],
+            "mistakes": [recognised["name"]] if recognised else [],
+            "says": recognised["says"] if recognised else "",
+        }
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Judge a whole submission: its recorded tests, and its solutions as text."""
+        verdicts = {
+            name: self.judge(name, test["seed"], test["run"])
+            for name, test in request["tests"].items()
+        }
+        given = [c["source"] for c in self.manifest["cells"] if c["kind"] == "given"]
+        calls = {}
+        for cell in self.manifest["cells"]:
+            if cell["kind"] == "solution":
+                facts = self.manifest["questions"][cell["question"]]
+                sources = dict(request["solutions"])
+                own = sources.pop(cell["id"], "")
+                found = forbidden.find(facts, own, list(sources.values()), given)
+                calls[cell["question"]] = found
+        return {"verdicts": verdicts, "calls": calls}
+
+    def _only_visible_pass(
+        self, name: str, expected: dict[Key, Any], wrong: dict[Key, Any]
+    ) -> bool:
+        """Whether every hidden check fails.
+
+        The visible expected values stand in the notebook, where anybody can copy them.
+        So the visible checks earn nothing then.
+        """
+        hidden = {key for key in expected if self.statements[name][key[0]].hidden}
+        return bool(hidden) and hidden <= set(wrong)
+
+    def _recognise(
+        self,
+        name: str,
+        seed: int,
+        expected: dict[Key, Any],
+        values: dict[Key, Any],
+        wrong: set[Key],
+    ) -> dict[str, Any] | None:
+        """Find the known mistake that gives most of the student's wrong values."""
+        telling = {key for key in wrong & set(values) if not _is_error(values[key])}
+        if not telling:
+            return None
+        own = self.manifest["questions"][self.tests[name]["question"]]
+        own_target = own.get("implements") or self.tests[name]["question"]
+        best, best_rank = None, (0, 0, 0)
+        nearest = sorted(self.known, key=lambda known: known.target != own_target)
+        for known in filter(self._concerns, nearest):
+            theirs = self.record(name, seed, known)
+            same = {
+                key
+                for key in telling
+                if key in theirs
+                and not _is_error(theirs[key]["value"])
+                and plain.judge(values[key], {**expected[key], **_exact(theirs[key])})
+                is None
+            }
+            also_right = sum(
+                key in theirs and plain.judge(theirs[key]["value"], record) is None
+                for key, record in expected.items()
+                if key not in wrong
+            )
+            rank = (len(same), also_right, known.target == own_target)
+            if same and rank > best_rank:
+                best_rank = rank
+                best = {"name": known.name, "says": known.says}
+            if len(same) == len(telling) and also_right == len(expected) - len(wrong):
+                break  # it explains everything
+        return best
+
+    def _concerns(self, known: mistakes.Known) -> bool:
+        module, _, name = known.target.rpartition(".")
+        return bool(module) or name in self.namespace
+
+
+def _exact(record: dict[str, Any]) -> dict[str, Any]:
+    return {"value": record["value"], "at_least": None, "at_most": None}
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, dict) and "error" in value
+
+
+def _outcomes(run: dict[str, Any], known: list[Statement]) -> dict[Key, dict]:
+    """For every check that was reached: its ``value``, or the ``error`` in its place.
+
+    As in a notebook, an error outside a check ends the cell: what comes after it would
+    rest on something that never happened.
+    """
+    found: dict[Key, dict] = {}
+    pairs = zip(run["statements"], known, strict=False)
+    for number, (done, statement) in enumerate(pairs):
+        for nth, value in enumerate(done["values"]):
+            found[number, nth] = {"value": value}
+        if done["error"] is not None:
+            found[number, len(done["values"])] = {"error": done["error"]}
+            if not statement.checks:
+                break
+    return found
+
+
+def _why_wrong(
+    outcome: dict[str, Any] | None,
+    record: dict[str, Any],
+    run: dict[str, Any],
+    key: Key,
+    hidden: bool,
+) -> str:
+    """Say what is wrong with a check's outcome; empty if nothing is."""
+    if outcome is None:
+        reached = key[0] < len(run["statements"])
+        return (
+            messages.NOT_REACHED
+            if reached
+            else messages.ENDS.get(run["end"], messages.NOT_REACHED)
+        )
+    if "error" in outcome:
+        return messages.of_error(outcome["error"], hidden)
+    if _is_error(outcome["value"]):
+        return messages.of_error(outcome["value"], hidden)
+    mismatch = plain.judge(outcome["value"], record)
+    return "" if mismatch is None else messages.of_value(mismatch, hidden)
+
+
+def main() -> None:
+    """Serve: read the manifest once, then judge a submission per message."""
+    torch.set_num_threads(1)
+    control = socket.socket(fileno=0)
+    manifest = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    known = mistakes.load_file(Path(sys.argv[2]))
+    try:
+        reference = Reference(manifest, known)
+    except RuntimeError as error:
+        wire.send(control, {"error": str(error)})
+        return
+    wire.send(control, {"ready": True})
+    while True:
+        try:
+            request = wire.receive(control)
+        except wire.Broken:
+            return
+        child = os.fork()  # whatever a test leaves behind ends with its submission
+        if child == 0:
+            wire.send(control, reference.answer(request))
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != 0:
+            wire.send(control, {"error": "the reference failed on this submission"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The built site in a real browser: every page, quizzes, progress, live figures."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import browser
+import pytest
+from built_pages import pages, soup
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from lmcourse import book
+
+pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
+
+CHAPTER = "08_attention.html"
+PHONE = 360
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def driver(downloads):
+    with browser.chromium(downloads) as driver:
+        browser.set_width(driver, 1280)
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def http(built):
+    with book.make_server(0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def from_disk(site):
+    return f"{site.as_uri()}/"
+
+
+@pytest.fixture(params=["http", "from_disk"])
+def base(request):
+    """The site's address: served, and opened from disk."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def chapter(driver, http):
+    """The chapter in the browser, as someone who has done nothing yet."""
+    driver.get(http + CHAPTER)
+    driver.execute_script("localStorage.clear()")
+    driver.get(http + CHAPTER)
+    return driver
+
+
+ALL_ALIVE = """
+const stages = [...document.querySelectorAll(".lm-stage")];
+const waiting = stages.filter((one) => !one.querySelector(".jupyter-widgets, .lmbh"));
+waiting[0]?.scrollIntoView();
+return waiting.length === 0;
+"""
+MATHS_IS_SET = """
+return !window.MathJax?.startup || MathJax.startup.promise.then(() => true);
+"""
+
+
+def open_page(driver: Chrome, url: str) -> None:
+    """Open a page and wait until its formulas are set and its figures are alive."""
+    driver.get(url)
+    wait_for(driver, MATHS_IS_SET)
+    wait_for(driver, ALL_ALIVE)
+
+
+def wait_for(driver: Chrome, script: str, seconds: float = 30) -> object:
+    """Wait until a script gives something true, and return it."""
+    return WebDriverWait(driver, seconds, poll_frequency=0.05).until(
+        lambda driver: driver.execute_script(script)
+    )
+
+
+def test_every_page_loads_whole_and_alone(driver, site, base):
+    troubles = {}
+    for page in pages(site):
+        name = page.relative_to(site).as_posix()
+        browser.forget(driver)
+        open_page(driver, base + name)
+        found = browser.complaints(driver, base)
+        if found:
+            troubles[name] = found
+    assert troubles == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_is_wider_than_a_phone(driver, site, http, theme):
+    browser.set_width(driver, PHONE, 740)
+    too_wide = {}
+    try:
+        use_theme(driver, http, theme)
+        for page in pages(site):
+            name = page.relative_to(site).as_posix()
+            open_page(driver, http + name)
+            width = driver.execute_script("return document.documentElement.scrollWidth")
+            if width > PHONE:
+                too_wide[name] = width
+    finally:
+        browser.set_width(driver, 1280)
+        use_theme(driver, http, "light")
+    assert too_wide == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_accessible_as_far_as_axe_can_tell(driver, site, http, theme):
+    axe = (book.assets() / "axe.min.js").read_text("utf8")
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    troubles = {}
+    try:
+        use_theme(driver, http, theme)
+        for page in pages(site):
+            name = page.relative_to(site).as_posix()
+            open_page(driver, http + name)
+            driver.execute_script(axe)
+            found = driver.execute_async_script(
+                "const done = arguments[1];"
+                "axe.run(document, arguments[0]).then((r) => done(r.violations))",
+                options,
+            )
+            if found:
+                troubles[name] = [
+                    f"{one['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+                    for one in found
+                    for node in one["nodes"][:3]
+                ]
+    finally:
+        use_theme(driver, http, "light")
+    assert troubles == {}
+
+
+def use_theme(driver: Chrome, http: str, theme: str) -> None:
+    driver.get(f"{http}index.html")
+    for key in ("mode", "theme"):
+        driver.execute_script(f"localStorage.setItem('{key}', '{theme}')")
+
+
+def test_search_finds_the_chapter(driver, base):
+    browser.forget(driver)
+    driver.get(f"{base}search.html?q=softmax")
+    wait_for(driver, "return document.querySelector('#search-results li a')")
+    time.sleep(0.5)  # summaries are fetched after the titles
+    found = driver.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    assert any(CHAPTER in link.get_attribute("href") for link in found)
+    assert browser.complaints(driver, base) == []
+
+
+# ---- quizzes -----------------------------------------------------------------------
+def first_quiz(driver: Chrome) -> WebElement:
+    form = driver.find_element(By.CSS_SELECTOR, "form.lm-quiz")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", form)
+    return form
+
+
+def answer_of(form: WebElement) -> str:
+    return form.find_element(By.CSS_SELECTOR, "[role=status]").text
+
+
+def choice(form: WebElement, right: bool) -> WebElement:
+    which = f".lm-quiz-choice[data-right={str(right).lower()}]"
+    return form.find_element(By.CSS_SELECTOR, which)
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(True, "Right"), (False, "Not this one")]
+)
+def test_a_click_on_a_choice_tells_why(chapter, right, verdict):
+    form = first_quiz(chapter)
+    assert answer_of(form) == ""
+    chosen = choice(form, right)
+    chosen.find_element(By.TAG_NAME, "label").click()
+    assert verdict in answer_of(form)
+    number = int(chosen.find_element(By.TAG_NAME, "input").get_attribute("value"))
+    quiz = soup(book.site() / CHAPTER).select_one("form.lm-quiz")
+    reason = quiz.select(".lm-quiz-verdict")[number].select("p")[-1].get_text()
+    words = " ".join(reason.split()[:3])
+    assert words in answer_of(form)
+
+
+def test_only_the_reason_of_the_last_choice_is_shown(chapter):
+    form = first_quiz(chapter)
+    for right in (False, True):
+        choice(form, right).find_element(By.TAG_NAME, "label").click()
+    assert "Right" in answer_of(form)
+    assert "Not this one" not in answer_of(form)
+
+
+def test_the_keyboard_moves_without_answering_and_answers_on_enter(chapter):
+    form = first_quiz(chapter)
+    first = form.find_element(By.CSS_SELECTOR, "input[type=radio]")
+    first.send_keys(Keys.SPACE)
+    assert answer_of(form) != ""
+    chapter.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert answer_of(form) == ""
+    second = chapter.switch_to.active_element
+    assert second.get_attribute("value") == "1"
+    second.send_keys(Keys.ENTER)
+    assert answer_of(form).removeprefix("✓").removeprefix("✗").strip().startswith("B.")
+
+
+def test_quizzes_can_be_read_without_scripts(driver, http):
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        driver.get(http + CHAPTER)
+        reasons = driver.find_elements(By.CSS_SELECTOR, ".lm-quiz-reason")
+        choices = driver.find_elements(By.CSS_SELECTOR, ".lm-quiz-choice")
+        assert len(reasons) == len(choices) > 0
+        first = reasons[0]
+        first.find_element(By.TAG_NAME, "summary").click()
+        assert len(first.find_element(By.CLASS_NAME, "lm-quiz-verdict").text) > 20
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+# ---- progress ----------------------------------------------------------------------
+def progress_page(site: Path) -> str:
+    for page in pages(site):
+        if soup(page).select_one(".lm-progress"):
+            return page.relative_to(site).as_posix()
+    raise AssertionError("no page shows the reader's progress")
+
+
+def row_of(driver: Chrome) -> str:
+    page = CHAPTER.removesuffix(".html")
+    return driver.find_element(By.CSS_SELECTOR, f"tr[data-page='{page}']").text
+
+
+def press(driver: Chrome, what: str) -> None:
+    driver.find_element(By.CSS_SELECTOR, f".lm-progress [data-do={what}]").click()
+
+
+def test_progress_is_ticked_exported_cleared_and_imported(
+    chapter, http, site, downloads
+):
+    driver = chapter
+    choice(first_quiz(driver), True).find_element(By.TAG_NAME, "label").click()
+    driver.find_element(By.CSS_SELECTOR, ".lm-chapter-end label").click()
+    assert driver.find_element(By.CSS_SELECTOR, ".bd-links .lm-tick").text == "✓"
+    assert driver.find_element(By.ID, "lm-quizzes-done").text.startswith("1 of ")
+
+    driver.get(http + progress_page(site))
+    assert "✓ read" in row_of(driver)
+    assert "1 / " in row_of(driver)
+    press(driver, "export")
+    file = downloads / "language-models-by-hand-progress.json"
+    WebDriverWait(driver, 10).until(lambda _: file.exists())
+    exported = json.loads(file.read_text("utf8"))
+    assert "08_attention" in exported["read"]
+    assert len(exported["quizzes"]) == 1
+
+    press(driver, "clear")
+    assert "✓ read" in row_of(driver)  # asks before it clears
+    press(driver, "clear")
+    assert "not yet" in row_of(driver)
+    assert "0 / " in row_of(driver)
+
+    upload = driver.find_element(By.CSS_SELECTOR, ".lm-progress input[type=file]")
+    upload.send_keys(str(file))
+    wait_for(driver, "return document.querySelector('.lm-said').textContent")
+    assert "✓ read" in row_of(driver)
+    assert "1 / " in row_of(driver)
+    driver.get(http + CHAPTER)
+    assert driver.find_element(By.ID, "lm-read-box").is_selected()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[]",
+        '{"format": 2, "read": {}, "quizzes": {}}',
+        '{"format": 1, "read": {"a": 3}, "quizzes": {}}',
+        '{"format": 1, "read": {}, "quizzes": {"a": {"choice": "x", "right": true}}}',
+    ],
+)
+def test_a_file_that_is_no_progress_changes_nothing(driver, http, site, tmp_path, text):
+    driver.get(http + progress_page(site))
+    driver.execute_script("localStorage.clear()")
+    file = tmp_path / "other.json"
+    file.write_text(text, "utf8")
+    upload = driver.find_element(By.CSS_SELECTOR, ".lm-progress input[type=file]")
+    upload.send_keys(str(file))
+    wait_for(driver, "return document.querySelector('.lm-said').textContent")
+    assert "nothing was changed" in driver.find_element(By.CLASS_NAME, "lm-said").text
+    assert driver.execute_script("return localStorage.length") in (0, 2)
+    assert (
+        driver.execute_script("return localStorage.getItem('language-models-by-hand')")
+        is None
+    )

@@ -1,0 +1,258 @@
+"""The student's world holds nothing to steal; the judge runs no student's code.
+
+A submission searches its world and prints what it finds. The same searches are run over
+the grader's own files, where they do find something, so that none of them is blind.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmcourse import paths
+from lmcourse.grading import reference, worker
+
+UNIT = "07_tiny"
+GRADING = Path(worker.__file__).parent
+
+SEARCH_FILES = """
+import os
+found = []
+for folder, folders, files in os.walk('/', followlinks=False):
+    if folder.startswith(('/dev', '/lib', '/packages', '/python', '/usr')):
+        continue
+    for name in files:
+        try:
+            with open(os.path.join(folder, name), errors='replace') as file:
+                found.append((os.path.join(folder, name), file.read(10**6)))
+        except OSError:
+            pass
+"""
+
+
+@pytest.fixture
+def see(worker, handed_in):
+    """Run code in the student's world and return what it prints as JSON."""
+
+    def look(code: str):
+        text = f"import json\n{code}\nprint(json.dumps(answer))\n" + (
+            "def average(x):\n    return x.sum(-1) / x.shape[-1]"
+        )
+        cell = worker.grade(handed_in(average=text))["cells"]["average"]
+        assert cell["message"] == "", cell["message"]
+        return json.loads(cell["output"].splitlines()[-1])
+
+    return look
+
+
+def test_no_solution_expected_value_or_other_work_lies_in_the_file_system(see, project):
+    secrets = {
+        "a reference body": "key_position[None, :] <= query_position[:, None]",
+        "a known mistake": "You divided by one " + "too few",
+        "a hidden check": "with tokens " + "read before",
+        "a title of a check": "double " + "precision",
+        "the manifest": '"hidden": ',
+    }
+    # The search is not blind: all of it is found in the teacher's project and lmcore.
+    import lmcore.attention
+
+    files = [*project.rglob("*.md"), *project.rglob("*.py"), *project.rglob("*.json")]
+    ours = "".join(path.read_text() for path in files)
+    ours += Path(lmcore.attention.__file__).read_text()
+    assert [name for name, text in secrets.items() if text not in ours] == []
+    backwards = {name: text[::-1] for name, text in secrets.items()}
+    answer = see(
+        SEARCH_FILES
+        + f"backwards = {backwards!r}\n"
+        + "answer = {k: [p for p, t in found if v[::-1] in t] "
+        "for k, v in backwards.items()}"
+    )
+    assert answer == dict.fromkeys(secrets, [])
+
+
+def test_the_files_it_sees_are_the_interpreter_packages_lmcore_and_ours(see):
+    answer = see("import os; answer = sorted(os.listdir('/'))")
+    assert set(answer) <= {
+        *("course", "dev", "grader", "lib", "lib64", "packages", "proc", "python"),
+        *("tmp", "usr"),
+    }
+    answer = see("import os; answer = [os.listdir(p) for p in ('/course', '/grader')]")
+    assert answer == [["lmcore"], ["inside"]]
+    answer = see("import os; answer = os.listdir('/proc') + os.listdir('/tmp')")
+    assert answer == []
+
+
+def test_no_home_no_course_no_environment(see):
+    answer = see(
+        "import os\n"
+        f"places = ['/home', '/root', '/work', {str(paths.root.__code__.co_filename)!r}]\n"
+        "answer = [[p for p in places if os.path.exists(p)], sorted(os.environ)]"
+    )
+    assert answer[0] == []
+    assert set(answer[1]) <= {
+        *("HOME", "LANG"),
+        *(
+            "LD_LIBRARY_PATH",
+            "TORCHINDUCTOR_CACHE_DIR",
+            "MPLBACKEND",
+            "OMP_NUM_THREADS",
+            "PATH",
+        ),
+        *("PWD", "PYTHONHOME", "PYTHONPATH"),
+    }
+
+
+def test_nothing_but_its_own_folder_can_be_written(see):
+    answer = see(
+        "import os\nanswer = []\n"
+        "for p in ('/', '/course/lmcore', '/grader/inside', '/packages/torch', '/dev',"
+        " '/python/lib'):\n"
+        "    try:\n"
+        "        open(os.path.join(p, 'x'), 'w')\n"
+        "        answer.append(p)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "open('/tmp/mine', 'w').write('x')"
+    )
+    assert answer == []
+    assert see("import os; answer = os.listdir('/tmp')") == []  # the next submission's
+
+
+def test_no_network_and_no_capability(see):
+    answer = see(
+        "import ctypes, os, socket\nanswer = []\n"
+        "for address in (('127.0.0.1', 80), ('192.0.2.1', 80), ('8.8.8.8', 53)):\n"
+        "    try:\n"
+        "        socket.create_connection(address, 1)\n"
+        "        answer.append(address)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "answer.append(libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None))\n"
+        "answer.append(libc.umount(b'/proc'))\n"
+        "answer.append(os.getuid() == 0)"
+    )
+    assert answer == [-1, -1, False]
+
+
+def test_no_process_but_its_own_can_be_seen_or_reached(see):
+    answer = see(
+        "import os, signal\nanswer = []\n"
+        "os.kill(1, signal.SIGKILL)  # the keeper: the kernel protects it\n"
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "answer.append(libc.ptrace(16, 1, 0, 0))\n"
+        "answer.append(os.getpid() < 100)"
+    )
+    assert answer == [-1, True]
+
+
+def test_memory_holds_no_check_and_no_solution(see):
+    answer = see(
+        "import gc, sys, types\n"
+        "backwards = ['rebmun ylenol', 'daer snekot', '[noitisop_yreuq', 'niaga sdrow']\n"
+        "kept = 'words again'[:0].join(['words ', 'again'])\n"
+        "texts = [str(o)[:10**5] for o in gc.get_objects() if isinstance(o, (dict, list))"
+        " and len(o) < 100]\n"
+        "frame = sys._getframe()\n"
+        "while frame:\n"
+        "    texts.append(repr(frame.f_locals))\n"
+        "    frame = frame.f_back\n"
+        "texts += [str(c) for m in list(sys.modules.values()) for f in "
+        "list(vars(m).values()) if isinstance(f, types.FunctionType) "
+        "for c in f.__code__.co_consts]\n"
+        "modules = [m for m in sys.modules if m.startswith('lmcourse')]\n"
+        "answer = [[w for w in backwards if any(w[::-1] in t for t in texts)], modules]"
+    )
+    # It finds what it has kept itself, so the search is not blind; and nothing else.
+    assert answer == [["niaga sdrow"], []]
+
+
+def test_the_reference_is_blank_in_the_student_s_world(worker, handed_in):
+    steal = (
+        "import importlib, lmcore.attention\n"
+        "importlib.reload(lmcore.attention)\n"
+        "causal_mask = lmcore.attention.causal_mask"
+    )
+    result = worker.grade(handed_in(causal_mask=steal))
+    assert result["questions"]["causal_mask"]["score"] == 0
+    checks = result["tests"]["causal_mask_checks"]["checks"]
+    assert {check["message"] for check in checks} == {"Not written yet."}
+
+
+def test_what_enters_the_jail_imports_nothing_of_the_grader(here):
+    for path in (GRADING / "inside").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                inside = node.level == 1 or node.module.split(".")[0] in (
+                    *sys.stdlib_module_names,
+                    "lmcore",
+                )
+                assert inside, f"{path.name}: {ast.unparse(node)}"
+            if isinstance(node, ast.Import):
+                for item in node.names:
+                    known = {*sys.stdlib_module_names, "torch", "numpy"}
+                    assert item.name.split(".")[0] in known, path.name
+
+
+def test_the_statements_that_enter_the_jail_hold_no_expected_value(worker):
+    bare = [s.bare for statements in worker.tests.values() for s in statements]
+    assert "check(average(torch.tensor([1.0, 3.0])))" in bare
+    words = ("expected", "title", "atol", "at_least", "two numbers")
+    assert [s for s in bare if any(word in s for word in words)] == []
+
+
+def test_the_judge_never_runs_a_student_s_code(here, worker, handed_in, tmp_path):
+    """Code that would leave a mark wherever it runs outside the jail leaves none."""
+    mark = tmp_path / "mark"
+    touch = f"open({str(mark)!r}, 'w').close()"
+    text = (
+        f"try:\n    {touch}\nexcept OSError:\n    pass\n\n"
+        "class Sly(torch.Tensor):\n"
+        "    def __reduce__(self):\n"
+        f"        return (exec, ({touch!r},))\n\n"
+        "def average(x):\n"
+        f"    try:\n        {touch}\n    except OSError:\n        pass\n"
+        "    return (x.sum(-1) / x.shape[-1]).as_subclass(Sly)"
+    )
+    result = worker.grade(handed_in(average=text))
+    assert result["questions"]["average"]["score"] == 4  # plain data is what counts
+    assert not mark.exists()
+
+
+def test_forged_records_are_read_as_data_and_earn_nothing(here):
+    """Whatever a hijacked student's process sends, the judge gives a verdict."""
+    code = (
+        "import json, sys\n"
+        "from lmcourse import mistakes, paths\n"
+        "from lmcourse.grading.reference import Reference\n"
+        f"manifest = json.loads(paths.manifest({UNIT!r}).read_text())\n"
+        "judge = Reference(manifest, mistakes.UnitMistakes())\n"
+        "sent = [{'tensor': {'dtype': 'float32', 'shape': [2**40], 'bytes': ''}},\n"
+        "        {'pickle': 'gASV'}, {'tensor': 7}, [[[]]] * 99, {'error': []}, None,\n"
+        "        {'expected': 2.0}, 'expected', True, {'float': 'nan'}, 1e308]\n"
+        "for value in sent:\n"
+        "    statement = {'values': [value] * 3, 'error': None}\n"
+        "    run = {'end': 'done', 'statements': [statement] * 9}\n"
+        "    assert judge.judge('average_checks', 1, run)['score'] == 0, value\n"
+        "print('fine')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_the_module_of_the_judge_compiles_and_runs_only_the_manifest(here):
+    """In its source, only the manifest's cells reach `run_cell` and `run`."""
+    tree = ast.parse(Path(reference.__file__).read_text())
+    calls = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    names = ("exec(", "eval(", "compile(", "run_cell(", "test.run(", "pickle")
+    running = {call for call in calls if any(name in call for name in names)}
+    assert running == {
+        "world.run_cell(cell['source'], cell['id'], self.namespace)",
+        "test.run(statement.source)",
+    }
