@@ -115,7 +115,7 @@
       const tick = document.createElement("span");
       tick.className = "lm-tick";
       tick.setAttribute("role", "img");
-      tick.setAttribute("aria-label", "read");
+      tick.setAttribute("aria-label", about.texts.read);
       tick.textContent = "✓";
       link.append(tick);
     }
@@ -198,11 +198,15 @@
   }
 
   // ---- what the theme leaves out --------------------------------------------------
-  function mendTheme() {
-    // A page opened from disk may not read other pages, so search shows titles only.
-    if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
-      DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
-    }
+  // A page opened from disk may not read other pages, so search shows titles only.
+  if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") {
+    DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+  }
+
+  // The arrows that unfold the sidebar have no name.
+  for (const summary of document.querySelectorAll(".bd-sidebar-primary summary")) {
+    const link = summary.closest("li").querySelector("a");
+    summary.setAttribute("aria-label", `${about.texts.below} ${link.textContent}`);
   }
 
   let opened = [];
@@ -225,6 +229,5 @@
     keep(progress);
   });
   window.addEventListener("storage", show);
-  mendTheme();
   show();
 })();

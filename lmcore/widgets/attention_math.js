@@ -159,7 +159,7 @@ export function spread(weights) {
 }
 
 function embed({ vocab, width, arrays }, id, t) {
-  const row = id ?? vocab.indexOf("<unk>"); // -1 without <unk>: then zeros
+  const row = id ?? vocab.indexOf("<unknown>"); // -1 without <unknown>: then zeros
   return Array.from({ length: width }, (_, c) => {
     const word = row < 0 ? 0 : arrays.embedding.data[row * width + c];
     return word + arrays.positions.data[t * width + c];

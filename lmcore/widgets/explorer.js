@@ -249,7 +249,7 @@ function noteOn({ words, ids }, net) {
   const notes = [];
   const unknown = [...new Set(words.filter((_, i) => ids[i] === null))];
   if (unknown.length > 0) {
-    const as = net.vocab.includes("<unk>") ? "read as <unk>" : "read as zeros";
+    const as = net.vocab.includes("<unknown>") ? "read as <unknown>" : "read as zeros";
     const named = unknown
       .slice(0, 4)
       .map((word) => `“${word}”`)

@@ -23,7 +23,7 @@ from lmcore import attention
 from lmcore.widgets import assets, checkpoint
 
 FORMAT = "lmbh-attention-1"
-UNKNOWN = "<unk>"
+UNKNOWN = "<unknown>"
 MASKS = ("none", "causal", "window")
 
 _SPACE = re.compile(r"[ \t\n\r\f\v\u00a0\u2000-\u200a\u2028\u2029\u202f\u3000]+")
@@ -104,7 +104,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     """A sentence, and who looks at whom in it.
 
     Args:
-        vocab: V words; unknown words get the vector of ``<unk>``, or zeros in a
+        vocab: V words; unknown words get the vector of ``<unknown>``, or zeros in a
             vocabulary without it
         embedding: (V, C)
         positions: (T_max, C), added to the embedding; longer sentences are cut
@@ -125,7 +125,7 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     >>> from lmcore.attention import MultiHeadAttention
     >>> explorer = AttentionExplorer(
-    ...     vocab=["<unk>", "the", "dog"],
+    ...     vocab=["<unknown>", "the", "dog"],
     ...     embedding=torch.zeros(3, 8),
     ...     positions=torch.zeros(5, 8),
     ...     attention=MultiHeadAttention(8, 2),

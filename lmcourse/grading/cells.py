@@ -11,8 +11,8 @@ BEGIN_HIDDEN, END_HIDDEN = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
 class Statement:
     """One statement at the top level of a test cell.
 
-    ``source`` is what the reference runs. ``bare`` is what the student's world runs: the
-    same without expected values, tolerances, bounds and titles.
+    ``source`` is what the reference runs. ``bare`` is what the student's world runs:
+    the same without expected values, tolerances, bounds and titles.
     """
 
     source: str

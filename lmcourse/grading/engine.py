@@ -1,13 +1,11 @@
 """Grade a class: find the submissions, grade them side by side, keep every result.
 
-A result depends on the submission's bytes, the manifest, the course's secret and the
-grader's own code, and is kept under a key of these four. So a second run grades only
-what is new.
+Every result is kept at once (`unit`), so what was graded stays graded when a run is cut
+off, and a second run grades only what is new.
 """
 
 import atexit
 import hashlib
-import json
 import os
 import queue
 import re
@@ -16,16 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lmcourse import CourseError, homework, paths
-from lmcourse.homework import builder
+from lmcourse import CourseError, paths
 
-from . import intake, sandbox, seeds
+from . import intake, sandbox
+from .unit import Content, Unit
 from .worker import Worker, refused
 
 STUDENT = re.compile(r"[^\W_][\w.@ +-]{0,99}")
@@ -54,89 +52,6 @@ class Summary:
         return "\n".join([*lines, *self.notes])
 
 
-class Unit:
-    """What is needed to grade a unit: manifest, secret, blank lmcore, known results."""
-
-    def __init__(self, name: str) -> None:
-        if name not in homework.units():
-            known = ", ".join(homework.units()) or "none"
-            raise CourseError(
-                f"there is no unit {name!r}; units with homework: {known}"
-            )
-        self.name = name
-        made = homework.load_manifest(name)
-        if made.digest != builder.digest_of(name):
-            raise CourseError(
-                f"the release of {name} is older than its sources; "
-                f"run: lmcourse release {name}"
-            )
-        self.manifest: dict[str, Any] = asdict(made)
-        self.secret = seeds.load_secret(paths.course() / "secret")
-        self.tree = paths.course() / "jail" / name
-        self._code = _digest_of_code()
-
-    def key(self, content: bytes) -> str:
-        """What a result depends on, in a few letters."""
-        parts = [self.manifest["digest"], self._code, self.secret.hex()]
-        text = hashlib.sha256(content).hexdigest() + "".join(parts)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def known(self, student: str, content: bytes) -> dict[str, Any] | None:
-        """The result that a submission already has, if it has one."""
-        data = load_result(self.name, student)
-        if data is None or data["key"] != self.key(content):
-            return None
-        return data["result"]
-
-    def save(self, student: str, content: bytes, result: dict[str, Any]) -> None:
-        """Keep a result; a reader finds the old one or the new one, never a half."""
-        path = result_path(self.name, student)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"key": self.key(content), "student": student, "result": result}
-        half = path.with_suffix(".new")
-        half.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        half.replace(path)
-
-    def write(
-        self, student: str, content: bytes | intake.Refusal, result: dict[str, Any]
-    ) -> None:
-        """Bring a result into the gradebook, unless it is there already."""
-        from . import gradebook
-
-        note = result_path(self.name, student).with_suffix(".written")
-        key = self.key(_bytes(content))
-        written = note.is_file() and note.read_text() == key
-        if written and gradebook.is_written(self.name, student):
-            return
-        gradebook.write(self.name, student, result, _read_work(self, content))
-        note.write_text(key)
-
-    def worker(self, sandboxed: bool) -> Worker:
-        """Start a student's world and a judge."""
-        mistakes = paths.root() / "tests" / "mistakes" / f"{self.name}.py"
-        return Worker(
-            self.manifest,
-            paths.manifest(self.name),
-            mistakes,
-            self.tree,
-            self.secret,
-            sandboxed,
-        )
-
-    def make_tree(self) -> None:
-        """Write lmcore with the bodies of this unit and all later ones blank."""
-        stamp = self.tree.with_suffix(".made")
-        if stamp.is_file() and stamp.read_text() == self.manifest["digest"]:
-            return
-        shutil.rmtree(self.tree, ignore_errors=True)
-        all_units = homework.units()
-        blank = all_units[all_units.index(self.name) :]
-        homework.blank_lmcore(self.tree, blank)
-        # Figures compute in Python too: students need them, graded code does not.
-        shutil.rmtree(self.tree / "lmcore" / "widgets", ignore_errors=True)
-        stamp.write_text(self.manifest["digest"])
-
-
 def grade_folder(
     unit: str,
     submitted: Path | None = None,
@@ -155,8 +70,6 @@ def grade_folder(
     Raises:
         CourseError: if something is missing or cannot be done.
     """
-    from . import gradebook
-
     start = time.perf_counter()
     about = Unit(unit)
     own = paths.course() / "submitted"
@@ -166,22 +79,19 @@ def grade_folder(
     if folder != own.resolve():
         for student in contents:
             _copy_in(folder / student / unit, own / student / unit, unit)
-    waiting = [s for s, content in contents.items() if not _known(about, s, content)]
-    sandboxed = _may_run(unit, [contents[s] for s in waiting], unsafe, notes)
-    _grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed)
-    gradebook.make_assignment(unit, about.manifest)
-    n_refused = 0
-    for student in tqdm(contents, desc="gradebook", disable=None, unit="submission"):
-        result = about.known(student, _bytes(contents[student]))
-        n_refused += result["status"] == "refused"
-        about.write(student, contents[student], result)
+    waiting = [s for s, content in contents.items() if about.known(s, content) is None]
+    sandboxed = may_run(unit, [contents[s] for s in waiting], unsafe, notes)
+    grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed)
+    about.write(contents)
+    n_refused = sum(
+        about.known(student, content)["status"] == "refused"
+        for student, content in contents.items()
+    )
     seconds = time.perf_counter() - start
     return Summary(unit, len(contents), len(waiting), n_refused, seconds, notes)
 
 
-def find_submissions(
-    unit: str, folder: Path, notes: list[str]
-) -> dict[str, bytes | intake.Refusal]:
+def find_submissions(unit: str, folder: Path, notes: list[str]) -> dict[str, Content]:
     """Read all submissions of a unit in a folder like nbgrader's ``submitted``.
 
     Raises:
@@ -215,9 +125,7 @@ def _copy_in(source: Path, target: Path, unit: str) -> None:
             (target / name).write_bytes(content)
 
 
-def _may_run(
-    unit: str, contents: list[bytes | intake.Refusal], unsafe: bool, notes: list[str]
-) -> bool:
+def may_run(unit: str, contents: list[Content], unsafe: bool, notes: list[str]) -> bool:
     """Decide whether to run in a sandbox.
 
     Raises:
@@ -241,9 +149,9 @@ def _may_run(
     return False
 
 
-def _grade_all(
+def grade_all(
     about: Unit,
-    contents: dict[str, bytes | intake.Refusal],
+    contents: dict[str, Content],
     jobs: int | None,
     sandboxed: bool,
 ) -> None:
@@ -268,7 +176,7 @@ def _grade_all(
                     except queue.Empty:
                         return
                     content = contents[student]
-                    about.save(student, _bytes(content), worker.grade(about, content))
+                    about.save(student, content, worker.grade(about, content))
                     progress.update()
 
         with ThreadPoolExecutor(n_workers) as pool:
@@ -294,29 +202,13 @@ class _Lazy:
         if self.worker is not None:
             self.worker.close()
 
-    def grade(self, about: Unit, content: bytes | intake.Refusal) -> dict[str, Any]:
+    def grade(self, about: Unit, content: Content) -> dict[str, Any]:
         """Grade one submission, or say why it is refused."""
         if isinstance(content, intake.Refusal):
             return refused(about.manifest, content, hashlib.sha256(b"").hexdigest())
         if self.worker is None:
             self.worker = self.start()
         return self.worker.grade(content)
-
-
-def _known(about: Unit, student: str, content: bytes | intake.Refusal) -> bool:
-    return about.known(student, _bytes(content)) is not None
-
-
-def _bytes(content: bytes | intake.Refusal) -> bytes:
-    return content if isinstance(content, bytes) else content.message.encode()
-
-
-def _read_work(about: Unit, content: bytes | intake.Refusal) -> intake.Work | None:
-    if isinstance(content, bytes):
-        work = intake.read(content, about.manifest)
-        if isinstance(work, intake.Work):
-            return work
-    return None
 
 
 _served: dict[str, tuple[Unit, _Lazy]] = {}  # for nbgrader, one submission at a time
@@ -337,28 +229,9 @@ def result_of(unit: str, student: str) -> tuple[dict[str, Any], intake.Work | No
     about, lazy = _served[unit]
     path = paths.course() / "submitted" / student / unit / f"{unit}.ipynb"
     content = intake.read_file(path)
-    result = about.known(student, _bytes(content))
+    result = about.known(student, content)
     if result is None:
-        _may_run(unit, [content], unsafe=False, notes=[])
+        may_run(unit, [content], unsafe=False, notes=[])
         result = lazy.grade(about, content)
-        about.save(student, _bytes(content), result)
-    return result, _read_work(about, content)
-
-
-def result_path(unit: str, student: str) -> Path:
-    """Where the result of a submission is kept."""
-    return paths.course() / "results" / unit / f"{student}.json"
-
-
-def load_result(unit: str, student: str) -> dict[str, Any] | None:
-    """Read a kept result with its key; None if there is none."""
-    try:
-        return json.loads(result_path(unit, student).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _digest_of_code() -> str:
-    """A digest of the code that decides results."""
-    here = Path(__file__).parent
-    return builder.digest_files(sorted(here.rglob("*.py")))
+        about.save(student, content, result)
+    return result, about.read(content)

@@ -1,8 +1,8 @@
 """Find calls that an exercise does without, in the text of a solution.
 
-Certain is a use inside a function or class of the exercise's own cell: it earns nothing.
-Everything else (a use beside it, in a helper elsewhere, or ways to call a function by
-its name as text) is only pointed out to a person.
+Certain is a use inside a function or class of the exercise's own cell: it earns
+nothing. Everything else (a use beside it, in a helper elsewhere, or ways to call a
+function by its name as text) is only pointed out to a person.
 """
 
 import ast

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.converters import Autograde, GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import (
+    AssignLatePenalties,
     ClearHiddenTests,
     Execute,
     NbGraderPreprocessor,
     OverwriteCells,
+    SaveAutoGrades,
 )
 from nbgrader.utils import parse_utc
+from tqdm import tqdm
 from traitlets.config import Config
 
 from lmcourse import CourseError, paths
@@ -38,6 +41,7 @@ INTAKE = "intake"  # the step whose notebooks are made from ours, not the studen
 MAX_TIMESTAMP = 200  # bytes
 
 
+Graded = dict[str, tuple[dict[str, Any], intake.Work | None]]  # by student
 _at_hand: dict[tuple[str, str], tuple[dict[str, Any], intake.Work | None]] = {}
 
 
@@ -47,14 +51,18 @@ class GradeInSandbox(NbGraderPreprocessor):
     def preprocess(
         self, nb: NotebookNode, resources: dict[str, Any]
     ) -> tuple[NotebookNode, dict[str, Any]]:
-        """Replace the notebook by ours, with the student's text and the verdicts."""
+        """Write the verdicts into our notebook with the student's text."""
         from . import engine
 
         unit = resources["nbgrader"]["assignment"]
         student = resources["nbgrader"]["student"]
-        result, work = _at_hand.get((unit, student)) or engine.result_of(unit, student)
-        node = notebooks.clean(paths.release(unit) / f"{unit}.ipynb", work)
-        node, resources = OverwriteCells(parent=self.parent).preprocess(node, resources)
+        if (unit, student) in _at_hand:  # `write` has made the notebook
+            node, result = nb, _at_hand[unit, student][0]
+        else:
+            result, work = engine.result_of(unit, student)
+            node = notebooks.clean(paths.release(unit) / f"{unit}.ipynb", work)
+            restore = OverwriteCells(parent=self.parent)
+            node, resources = restore.preprocess(node, resources)
         notebooks.write_outputs(node, result)
         return node, resources
 
@@ -116,58 +124,88 @@ def open_gradebook() -> Gradebook:
         return Gradebook(database_url(), "language-models-by-hand")
 
 
-def is_written(unit: str, student: str) -> bool:
-    """Whether the gradebook, the graded notebook and the feedback are there."""
-    files = (autograded_path(unit, student), feedback_path(unit, student))
-    if not all(path.is_file() for path in files):
-        return False
+def students(unit: str) -> set[str]:
+    """Whose graded work and feedback are there, in files and in the gradebook."""
     with open_gradebook() as gradebook:
         try:
-            gradebook.find_submission(unit, student)
+            known = gradebook.assignment_submissions(unit)
         except MissingEntry:
-            return False
-    return True
+            known = []
+        found = {submission.student_id for submission in known}
+    return {
+        student
+        for student in found
+        if autograded_path(unit, student).is_file()
+        and feedback_path(unit, student).is_file()
+    }
 
 
-def write(
-    unit: str, student: str, result: dict[str, Any], work: intake.Work | None
-) -> None:
-    """Write one graded submission: gradebook, autograded notebook, feedback.
+def write(unit: str, graded: Graded) -> None:
+    """Write graded submissions: gradebook, autograded notebooks, feedback.
 
     Args:
         unit: the unit
-        student: the student's id; the submission lies at `submitted_path`
-        result: what it earned
-        work: what intake read; None if the submission was refused
+        graded: by student, whose submission lies at `submitted_path`: its result, and
+            what intake read, None if the submission was refused
     """
-    folder = paths.course() / INTAKE / student / unit
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    node = notebooks.clean(paths.release(unit) / f"{unit}.ipynb", work)
-    nbformat.write(node, folder / f"{unit}.ipynb")
-    _copy_timestamp(submitted_path(unit, student).parent, folder)
+    shutil.rmtree(paths.course() / INTAKE, ignore_errors=True)
+    released = paths.release(unit) / f"{unit}.ipynb"
+    for student, (_, work) in graded.items():
+        folder = paths.course() / INTAKE / student / unit
+        folder.mkdir(parents=True)
+        nbformat.write(notebooks.clean(released, work), folder / f"{unit}.ipynb")
+        _copy_timestamp(submitted_path(unit, student).parent, folder)
     config = Config()
     release.configure(config)
     configure(config)
     config.CourseDirectory.submitted_directory = INTAKE
-    _at_hand[unit, student] = result, work
-    try:
-        for converter in (Autograde, GenerateFeedback):
-            _convert(converter, unit, student, config)
-    finally:
-        del _at_hand[unit, student]
+    # The notebooks are ours: what nbgrader does to students' files has no work here.
+    config.Autograde.sanitize_preprocessors = [OverwriteCells]
+    config.Autograde.autograde_preprocessors = [
+        GradeInSandbox,
+        SaveAutoGrades,
+        AssignLatePenalties,
+    ]
+    _at_hand.update({(unit, student): facts for student, facts in graded.items()})
+    with tqdm(
+        total=2 * len(graded), desc="gradebook, feedback", disable=None, unit="page"
+    ) as progress:
+        try:
+            for converter in (Autograde, GenerateFeedback):
+                convert(converter, unit, list(graded), config, progress.update)
+        finally:
+            _at_hand.clear()
 
 
-def _convert(
+def convert(
     converter: type[Autograde | GenerateFeedback],
     unit: str,
-    student: str,
+    students: list[str],
     config: Config,
+    done: Callable[[], object] = lambda: None,
 ) -> None:
+    """Run one of nbgrader's converters over some students' work.
+
+    Args:
+        converter: the converter
+        unit: the unit
+        students: whose work; that of others is let alone
+        config: nbgrader's configuration
+        done: called after each student
+    """
     course = CourseDirectory(config=config)
-    course.assignment_id, course.student_id = unit, student
+    course.assignment_id = unit
+    steps = (course.submitted_directory, course.autograded_directory)
+    known = {
+        path.name
+        for step in steps
+        for path in (paths.course() / step).glob("*")
+        if path.is_dir()
+    }
+    course.student_id_exclude = ",".join(sorted(known - set(students)))
     running = converter(coursedir=course, config=config)
     running.force = True
+    running.post_convert_hook = lambda **_: done()
     with _quiet() as said, _programs_of_this_python():
         try:
             running.start()
@@ -175,7 +213,7 @@ def _convert(
             causes = [text for text in said if text.startswith("Traceback")]
             cause = [*causes, *said, str(error)][0].strip().splitlines()[-1]
             raise CourseError(
-                f"nbgrader could not write {student}'s {unit}: {cause}"
+                f"nbgrader could not write {unit} into the gradebook: {cause}"
             ) from error
 
 

@@ -1,8 +1,8 @@
 """The autograded notebook: the released cells, the student's text, and what it earned.
 
-It is made from our own release, not from the student's file: of that come only the texts
-of the known cells. What a student printed and what we say stand in the outputs; nbgrader
-reads the points there, and its feedback shows them.
+It is made from our own release, not from the student's file: of that come only the
+texts of the known cells. What a student printed and what we say stand in the outputs;
+nbgrader reads the points there, and its feedback shows them.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The class report: what the class knows, what it misunderstood, what a person must see.
+"""The class report: what the class knows and misunderstood, what a person must see.
 
 Points come from nbgrader's gradebook, points given by hand included; mistakes, refusals
-and flags from the results. The page needs no other file and asks nothing of the network.
+and flags from the results. The page needs no other file and nothing from the network.
 """
 
 import csv
@@ -15,7 +15,8 @@ import jinja2
 
 from lmcourse import CourseError, homework, mistakes, paths
 
-from . import engine, messages
+from . import messages
+from .unit import load_result
 
 ENDS = {
     "timeout": "did not end in time",
@@ -92,7 +93,7 @@ def read_class(unit: str) -> Class:
         )
     results = {}
     for row in rows:
-        if (data := engine.load_result(unit, row.student)) is not None:
+        if (data := load_result(unit, row.student)) is not None:
             results[row.student] = data["result"]
     return Class(
         unit,

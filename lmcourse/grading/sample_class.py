@@ -1,7 +1,8 @@
 """A class to try the grader on: made from the release, the same bytes every time.
 
 One student has everything right, one writes it differently, one did half, one nothing,
-one crashes, one loops forever, and for every exercise one makes its first known mistake.
+one crashes, one loops forever, and for every exercise one makes its first known
+mistake.
 What each must earn follows from how it is made; the tests compare.
 """
 
@@ -25,9 +26,9 @@ LOOP = "    while True:\n        pass"
 class Student:
     """One made-up submission.
 
-    ``earns`` says for every autograded question what it must earn: ``all``, ``nothing``,
-    ``less`` (not all, perhaps something), or ``any`` where the mistake in another
-    exercise may spoil it.
+    ``earns`` says for every autograded question what it must earn: ``all``,
+    ``nothing``, ``less`` (not all, perhaps something), or ``any`` where the mistake in
+    another exercise may spoil it.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Start the student's world: a warm parent inside bubblewrap.
 
-Its root holds the interpreter, the standard library, the packages a solution may import,
-the system's shared libraries, lmcore with the graded bodies blank and the package
-`inside`. All of it is read-only. There is no network, no capability, no home, no course.
+Its root holds the interpreter, the standard library, the packages a solution may
+import, the system's shared libraries, lmcore with the graded bodies blank and the
+package `inside`, all read-only. There is no network, no capability, no home, no course.
 """
 
 import functools
@@ -60,7 +60,7 @@ def why_unavailable() -> str | None:
             *("-c", probe),
         ]
         try:
-            done = subprocess.run(  # noqa: S603 - our own command
+            done = subprocess.run(
                 command, capture_output=True, text=True, timeout=30, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -71,8 +71,15 @@ def why_unavailable() -> str | None:
     return f"bubblewrap cannot make a sandbox here: {lines[-1]}"
 
 
-def start(blank_tree: Path, sandboxed: bool = True) -> "WarmParent":
+def start(
+    blank_tree: Path, sandboxed: bool = True, words: tuple[str, ...] = ()
+) -> "WarmParent":
     """Start a warm parent over a folder that holds lmcore with blank bodies.
+
+    Args:
+        blank_tree: the folder
+        sandboxed: False only for submissions that are our own
+        words: for `inside.student`: what it shall prepare
 
     Raises:
         NoSandbox: if a sandbox is asked for and the system has none.
@@ -82,26 +89,28 @@ def start(blank_tree: Path, sandboxed: bool = True) -> "WarmParent":
             f"{reason}. Strangers' code is not run without a sandbox; grade on Linux "
             "with bubblewrap and user namespaces (lmcourse doctor says more)"
         )
-    return WarmParent(blank_tree, sandboxed)
+    return WarmParent(blank_tree, sandboxed, words)
 
 
 class WarmParent:
     """A running warm parent; `open` gives the socket of a new submission's keeper."""
 
-    def __init__(self, blank_tree: Path, sandboxed: bool) -> None:
+    def __init__(
+        self, blank_tree: Path, sandboxed: bool, words: tuple[str, ...]
+    ) -> None:
         ours, theirs = socket.socketpair()
         if sandboxed:
             bubblewrap = find_bubblewrap() or "bwrap"
             command = _bubblewrap_command(bubblewrap, blank_tree, packages=True)
-            command += ["-m", "inside.student"]
+            command += ["-m", "inside.student", *words]
             environment = {}
         else:
             command = [sys.executable, "-B", "-s", "-m", "inside.student"]
-            command += ["--no-sandbox"]
+            command += ["--no-sandbox", *words]
             path = os.pathsep.join([str(INSIDE.parent), str(blank_tree)])
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        self.process = subprocess.Popen(  # noqa: S603 - our own command
+        self.process = subprocess.Popen(
             command,
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
@@ -147,9 +156,17 @@ class WarmParent:
     def close(self) -> None:
         """End the warm parent and everything it has forked."""
         self.control.close()
-        self.process.kill()
-        self.process.wait()
+        end(self.process)
         self.errors.close()
+
+
+def end(process: subprocess.Popen, patience: float = 2.0) -> None:
+    """Wait for a process whose work is over, and kill it if it does not end."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> list[str]:

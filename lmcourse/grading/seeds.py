@@ -1,4 +1,4 @@
-"""Seeds of the checks' inputs: fresh for every submission, the same at every regrade."""
+"""Seeds of the checks' inputs: fresh for every submission, the same when regraded."""
 
 import hashlib
 import hmac
@@ -14,7 +14,7 @@ def seed_of(secret: bytes, digest: str, question: str) -> int:
 
 
 def load_secret(path: Path) -> bytes:
-    """Read the course's secret; the first time, make one that only its owner can read."""
+    """Read the course's secret; the first time, make one for its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -6,6 +6,7 @@ neither the student's code nor the reference itself.
 """
 
 import hashlib
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from .inside import wire
 from .inside.student import SLACK
 from .seeds import seed_of
 
+META = re.compile(r"\bmeta\b|TorchDispatchMode")
 ATTEMPTS = 2  # a student's world that breaks down is started anew once
 PATIENCE = 30  # seconds on the clock beyond the limits of all cells together
 
@@ -53,11 +55,16 @@ class Worker:
             for cell in manifest["cells"]
             if cell["kind"] == "test"
         }
-        self.parent = sandbox.start(blank_tree, sandboxed)
+        # Both need parts of torch that take seconds to import: better once for all.
+        text = "".join(cell["source"] for cell in manifest["cells"])
+        self.words = ("--meta",) if META.search(text) else ()
+        self.parent = self._start()
         self.judge, theirs = socket.socketpair()
-        self.judge_process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "lmcourse.grading.reference"]
-            + [str(manifest_path), str(mistakes_path)],
+        self.judge_process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "lmcourse.grading.reference"),
+                *(str(manifest_path), str(mistakes_path)),
+            ],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
         )
@@ -74,8 +81,10 @@ class Worker:
         """End both worlds."""
         self.parent.close()
         self.judge.close()
-        self.judge_process.kill()
-        self.judge_process.wait()
+        sandbox.end(self.judge_process)
+
+    def _start(self) -> sandbox.WarmParent:
+        return sandbox.start(self.blank_tree, self.sandboxed, self.words)
 
     def grade(self, content: bytes) -> dict[str, Any]:
         """Grade the bytes of a notebook; the same bytes give the same result."""
@@ -89,7 +98,7 @@ class Worker:
                 break
             except (wire.Broken, TimeoutError):
                 self.parent.close()
-                self.parent = sandbox.start(self.blank_tree, self.sandboxed)
+                self.parent = self._start()
                 if attempt == ATTEMPTS - 1:
                     reason = "The student's world broke down; a person must look."
                     broken = intake.Refusal("broken", reason)

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from .. import course, paths
 from . import bodies, manifest, notebooks, reference, release, source
 from .manifest import Manifest
@@ -47,6 +49,12 @@ def build(unit: str) -> Built:
         SourceError: if something in the sources is wrong.
         CourseError: if nbgrader cannot make the release.
     """
+    paths.build().mkdir(exist_ok=True)
+    with FileLock(paths.build() / "homework.lock"):
+        return _build(unit)
+
+
+def _build(unit: str) -> Built:
     plan = source.read(unit)
     digest = digest_of(unit)
     exercises = paths.exercises(unit)

@@ -7,6 +7,7 @@
 
     ```{live-figure} attention-steps
     :height: 520
+    :narrow-height: 900
 
     The caption, one paragraph: what to try and what to look for.
 
@@ -35,7 +36,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class LiveFigureNode(nodes.Element):
-    """The figure; ``height`` is reserved, in pixels, before the widget arrives."""
+    """The figure; ``height``, or ``narrow`` on a phone, is kept free for the widget."""
 
 
 class LiveStage(nodes.Element):
@@ -59,7 +60,10 @@ class LiveFigure(SphinxDirective):
 
     required_arguments = 1
     has_content = True
-    option_spec: ClassVar = {"height": directives.positive_int}
+    option_spec: ClassVar = {
+        "height": directives.positive_int,
+        "narrow-height": directives.positive_int,
+    }
 
     def run(self) -> list[nodes.Node]:
         body = nodes.container()
@@ -76,7 +80,9 @@ class LiveFigure(SphinxDirective):
         if "height" not in self.options:
             self._complain("no :height: is given, so the page would jump as it loads")
             return []
-        figure = LiveFigureNode(name=self.arguments[0], height=self.options["height"])
+        height = self.options["height"]
+        narrow = self.options.get("narrow-height", height)
+        figure = LiveFigureNode(name=self.arguments[0], height=height, narrow=narrow)
         self.set_source_info(figure)
         caption = LiveCaption(body[0].rawsource, "", *body[0].children)
         caption.source, caption.line = body[0].source, body[0].line
@@ -165,7 +171,8 @@ def depart_live_figure(self, node: LiveFigureNode) -> None:
 
 def visit_live_stage(self, node: LiveStage) -> None:
     wait = escape(_("The figure is being loaded."), quote=True)
-    style = f"min-height: {node.parent['height']}px"
+    figure = node.parent
+    style = f"--lm-wide: {figure['height']}px; --lm-narrow: {figure['narrow']}px"
     self.body.append(f'<div class="lm-stage" data-wait="{wait}" style="{style}">')
 
 

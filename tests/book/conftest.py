@@ -45,7 +45,11 @@ class SmallBook:
 def small_book(tmp_path: Path) -> Callable[..., SmallBook]:
     """Build a book from texts by file name, without running their code."""
 
-    def build(pages: dict[str, str], **config: object) -> SmallBook:
+    def build(
+        pages: dict[str, str],
+        listen: Callable[[Sphinx], None] = lambda app: None,
+        **config: object,
+    ) -> SmallBook:
         source = tmp_path / "book"
         source.mkdir(exist_ok=True)
         for name, text in pages.items():
@@ -70,6 +74,7 @@ def small_book(tmp_path: Path) -> Callable[..., SmallBook]:
                 status=None,
                 warning=warnings,
             )
+            listen(app)
             app.build()
         return SmallBook(tmp_path / "build" / "html", warnings.getvalue())
 

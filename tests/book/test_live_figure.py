@@ -43,7 +43,8 @@ def test_the_output_moves_into_the_figure_with_caption_and_description(page):
     assert warnings == ""
     found = html.select_one("figure.lm-live")
     assert found["id"] == "steps"
-    assert "min-height: 240px" in found.select_one(".lm-stage")["style"]
+    style = found.select_one(".lm-stage")["style"]
+    assert style == "--lm-wide: 240px; --lm-narrow: 240px"
     view = 'script[type="application/vnd.jupyter.widget-view+json"]'
     assert found.select_one(f".lm-stage {view}") is not None
     assert len(html.select(view)) == 1

@@ -26,7 +26,7 @@ from lmcore.widgets import explorer as explorer_module
 from lmcore.widgets import steps as steps_module
 
 PACKAGE = Path(assets.__file__).parent
-VOCAB = ["<unk>", "the", "animal", "did", "not", "cross", "street", "because", "it"]
+VOCAB = ["<unknown>", "the", "animal", "did", "not", "cross", "street", "because", "it"]
 VOCAB += ["was", "tired"]
 MASKS = [("none", 3), ("causal", 3), ("window", 1), ("window", 2), ("window", 99)]
 
@@ -201,7 +201,7 @@ def test_weights_are_those_of_the_layer(mask, window):
 def test_unknown_words_get_the_vector_of_unk_or_zeros():
     figure = make_explorer(text="the zebra")
     with_unk = figure.all_weights
-    figure.text = "the <unk>"
+    figure.text = "the <unknown>"
     torch.testing.assert_close(figure.all_weights, with_unk, atol=0, rtol=0)
     without = make_explorer(vocab=["the", "dog"], text="the zebra")
     (net,) = in_node(("readCheckpoint", as_bytes(without.checkpoint)))

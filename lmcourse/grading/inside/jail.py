@@ -16,7 +16,7 @@ NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 NOSUID, NODEV = 0x2, 0x4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 NOBODY = 65534
-WORKPLACE = "/tmp"  # noqa: S108 - an empty folder in memory, inside the jail
+WORKPLACE = "/tmp"
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -54,7 +54,7 @@ def enter(disk_mb: int = 64) -> None:
         os._exit(0)
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     size = f"size={disk_mb}m,nr_inodes=4096,mode=0700".encode()
-    for folder in (b"/proc", b"/dev/shm", WORKPLACE.encode()):  # noqa: S108
+    for folder in (b"/proc", b"/dev/shm", WORKPLACE.encode()):
         _call("mount", b"tmpfs", folder, b"tmpfs", NOSUID | NODEV, size)
     os.chdir(WORKPLACE)
     drop_capabilities()

@@ -51,7 +51,7 @@ def receive_sized(
         max_bytes: how long a message may be
 
     Raises:
-        Broken: if the connection ends, the message is too long, or it is no JSON object.
+        Broken: if the connection ends, or the message is too long or no JSON object.
         TimeoutError: at the deadline.
     """
     (length,) = HEADER.unpack(_read(connection, HEADER.size, deadline))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lmcourse import paths
-from lmcourse.grading import engine, sandbox
+from lmcourse.grading import sandbox
+from lmcourse.grading.unit import Unit
 
 UNIT = "07_tiny"
 REPOSITORY = Path(__file__).parents[3]
@@ -197,7 +198,7 @@ def worker(project, sandboxed):
     """A student's world and a judge for the tiny unit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        unit = engine.Unit(UNIT)
+        unit = Unit(UNIT)
         unit.make_tree()
         with unit.worker(sandboxed=True) as running:
             yield running

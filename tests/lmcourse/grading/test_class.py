@@ -10,6 +10,7 @@ import pytest
 
 from lmcourse import CourseError, paths
 from lmcourse.grading import engine, gradebook, report, sandbox, seeds
+from lmcourse.grading.unit import Unit, load_result, result_path
 
 UNIT = "07_tiny"
 MISTAKEN = "def average(x):\n    return x.sum(-1) / (x.shape[-1] - 1)"
@@ -32,7 +33,9 @@ def handed(here, handed_in, tmp_path):
         folder = tmp_path / "handed" / student / UNIT
         folder.mkdir(parents=True)
         (folder / f"{UNIT}.ipynb").write_bytes(content)
-    (tmp_path / "handed/ada" / UNIT / "timestamp.txt").write_text("2027-01-05 10:00 UTC")
+    (tmp_path / "handed/ada" / UNIT / "timestamp.txt").write_text(
+        "2027-01-05 10:00 UTC"
+    )
     (tmp_path / "handed/ada" / UNIT / "virus.sh").write_text("rm -rf /")
     return tmp_path / "handed"
 
@@ -130,19 +133,19 @@ def _hand_given_points_stay_and_a_second_run_grades_nothing():
 def test_nbgrader_s_own_command_gives_the_same_grades(sandboxed, hand_in, handed_in):
     hand_in("bob", handed_in(average=MISTAKEN))
     hand_in("chen", handed_in(average=HALF))
-    gradebook.make_assignment(UNIT, engine.Unit(UNIT).manifest)
+    gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
     command = [sys.executable, "-m", "nbgrader", "autograde", UNIT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     by_nbgrader = book_scores()
     assert by_nbgrader == {name: EXPECTED[name] for name in ("bob", "chen")}
-    results = {s: engine.load_result(UNIT, s)["result"] for s in by_nbgrader}
+    results = {s: load_result(UNIT, s)["result"] for s in by_nbgrader}
     notebooks = {s: _outputs(s) for s in by_nbgrader}
     for student in by_nbgrader:
-        engine.result_path(UNIT, student).unlink()
+        result_path(UNIT, student).unlink()
     engine.grade_folder(UNIT)
     assert book_scores() == by_nbgrader
-    assert {s: engine.load_result(UNIT, s)["result"] for s in results} == results
+    assert {s: load_result(UNIT, s)["result"] for s in results} == results
     assert {s: _outputs(s) for s in notebooks} == notebooks
 
 
@@ -164,7 +167,7 @@ def test_without_a_sandbox_strangers_are_refused(hand_in, monkeypatch):
     monkeypatch.setattr(sandbox, "why_unavailable", lambda: "macOS has no namespaces")
     with pytest.raises(sandbox.NoSandbox, match="macOS has no namespaces"):
         engine.grade_folder(UNIT)
-    assert engine.load_result(UNIT, "ada") is None
+    assert load_result(UNIT, "ada") is None
 
 
 def test_unsafe_says_what_it_gives_up(hand_in, monkeypatch):

@@ -57,7 +57,8 @@ def test_the_same_cell_twice_with_the_same_text_is_one_answer():
 
 
 def test_a_lone_surrogate_becomes_text_that_can_be_written():
-    content = b'{"cells": [{"metadata": {"nbgrader": {"grade_id": "why"}}, "source": "\\ud800"}]}'
+    content = notebook(cell("why", "\ud800"))
+    assert b"\\ud800" in content
     text = intake.read(content, MANIFEST).cells["why"]
     assert text.encode("utf-8") == b"\\ud800"
 

@@ -70,7 +70,7 @@ def test_no_solution_expected_value_or_other_work_lies_in_the_file_system(see, p
         + "answer = {k: [p for p, t in found if v[::-1] in t] "
         "for k, v in backwards.items()}"
     )
-    assert answer == dict.fromkeys(secrets, [])
+    assert answer == {name: [] for name in secrets}
 
 
 def test_the_files_it_sees_are_the_interpreter_packages_lmcore_and_ours(see):
@@ -88,7 +88,7 @@ def test_the_files_it_sees_are_the_interpreter_packages_lmcore_and_ours(see):
 def test_no_home_no_course_no_environment(see):
     answer = see(
         "import os\n"
-        f"places = ['/home', '/root', '/work', {str(paths.root.__code__.co_filename)!r}]\n"
+        f"places = ['/home', '/root', '/work', {str(Path(paths.__file__))!r}]\n"
         "answer = [[p for p in places if os.path.exists(p)], sorted(os.environ)]"
     )
     assert answer[0] == []
@@ -153,10 +153,11 @@ def test_no_process_but_its_own_can_be_seen_or_reached(see):
 def test_memory_holds_no_check_and_no_solution(see):
     answer = see(
         "import gc, sys, types\n"
-        "backwards = ['rebmun ylenol', 'daer snekot', '[noitisop_yreuq', 'niaga sdrow']\n"
+        "backwards = ['rebmun ylenol', 'daer snekot', '[noitisop_yreuq']\n"
+        "backwards.append('niaga sdrow')\n"
         "kept = 'words again'[:0].join(['words ', 'again'])\n"
-        "texts = [str(o)[:10**5] for o in gc.get_objects() if isinstance(o, (dict, list))"
-        " and len(o) < 100]\n"
+        "texts = [str(o)[:10**5] for o in gc.get_objects()"
+        " if isinstance(o, (dict, list)) and len(o) < 100]\n"
         "frame = sys._getframe()\n"
         "while frame:\n"
         "    texts.append(repr(frame.f_locals))\n"
