@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import dataclass
+from typing import Any
 
 AUTOTEST = "### AUTOTEST "
 BEGIN_HIDDEN, END_HIDDEN = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
@@ -46,6 +47,15 @@ def statements(test_cell: str) -> list[Statement]:
             )
         )
     return found
+
+
+def bare_tests(manifest: dict[str, Any]) -> dict[str, list[str]]:
+    """What the student's world runs for each test cell, by the cell's id."""
+    return {
+        cell["id"]: [statement.bare for statement in statements(cell["source"])]
+        for cell in manifest["cells"]
+        if cell["kind"] == "test"
+    }
 
 
 def _is_check(node: ast.AST) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from lmcourse import CourseError, homework, paths
 from lmcourse.homework import builder
 
-from . import intake, seeds
+from . import cells, intake, seeds
 from .worker import Worker
 
 Content = bytes | intake.Refusal  # what reading a submitted file gave
@@ -38,6 +38,7 @@ class Unit:
                 f"run: lmcourse release {name}"
             )
         self.manifest: dict[str, Any] = asdict(made)
+        self.tests = cells.bare_tests(self.manifest)
         self.secret = seeds.load_secret(paths.course() / "secret")
         self.tree = paths.course() / "jail" / name
         self._code = _digest_of_code()
@@ -97,6 +98,7 @@ class Unit:
         mistakes = paths.root() / "tests" / "mistakes" / f"{self.name}.py"
         return Worker(
             self.manifest,
+            self.tests,
             paths.manifest(self.name),
             mistakes,
             self.tree,

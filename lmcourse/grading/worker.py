@@ -17,7 +17,6 @@ from typing import Any
 from lmcourse import CourseError
 
 from . import intake, messages, records, sandbox
-from .cells import Statement, statements
 from .inside import wire
 from .inside.student import SLACK
 from .seeds import seed_of
@@ -32,6 +31,7 @@ class Worker:
 
     Args:
         manifest: the unit's manifest
+        tests: from `cells.bare_tests`, made before: Python 3.11 cannot parse in threads
         manifest_path: where it lies, for the judge to read
         mistakes_path: the file with the unit's known mistakes
         blank_tree: a folder that holds lmcore with the graded bodies blank
@@ -42,6 +42,7 @@ class Worker:
     def __init__(
         self,
         manifest: dict[str, Any],
+        tests: dict[str, list[str]],
         manifest_path: Path,
         mistakes_path: Path,
         blank_tree: Path,
@@ -50,11 +51,7 @@ class Worker:
     ) -> None:
         self.manifest, self.secret = manifest, secret
         self.blank_tree, self.sandboxed = blank_tree, sandboxed
-        self.tests: dict[str, list[Statement]] = {
-            cell["id"]: statements(cell["source"])
-            for cell in manifest["cells"]
-            if cell["kind"] == "test"
-        }
+        self.tests = tests
         # Both need parts of torch that take seconds to import: better once for all.
         text = "".join(cell["source"] for cell in manifest["cells"])
         self.words = ("--meta",) if META.search(text) else ()
@@ -148,7 +145,7 @@ class Worker:
             "id": cell["id"],
             "question": cell["question"],
             "seed": seed_of(self.secret, digest, cell["question"]),
-            "statements": [statement.bare for statement in self.tests[cell["id"]]],
+            "statements": self.tests[cell["id"]],
             **self._limits(cell),
         }
 

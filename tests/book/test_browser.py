@@ -364,16 +364,16 @@ def click(driver: Chrome, element: WebElement) -> None:
     ActionChains(driver).move_to_element(element).click().perform()
 
 
-@pytest.mark.parametrize("width", [PHONE, 1280])
-def test_the_room_kept_for_a_figure_is_the_room_it_takes(driver, http, width):
+@pytest.mark.parametrize(
+    ("width", "name"), [(PHONE, "--lm-narrow"), (1400, "--lm-wide")]
+)
+def test_the_room_kept_for_a_figure_is_the_room_it_takes(driver, http, width, name):
     """Or else the text under it would jump when it arrives."""
     browser.set_width(driver, width)
     try:
         driver.get(http + CHAPTER)
         wait_for(driver, ALL_ALIVE)
-        stages = driver.execute_script(
-            ROOM, "--lm-narrow" if width == PHONE else "--lm-wide"
-        )
+        stages = driver.execute_script(ROOM, name)
     finally:
         browser.set_width(driver, 1280)
     for kept, taken in stages:
@@ -382,7 +382,7 @@ def test_the_room_kept_for_a_figure_is_the_room_it_takes(driver, http, width):
 
 ROOM = """
 return [...document.querySelectorAll(".lm-stage")].map(
-  (stage) => [parseInt(stage.style.getPropertyValue(arguments[0])), stage.offsetHeight]);
+  (one) => [parseInt(one.style.getPropertyValue(arguments[0])), one.offsetHeight]);
 """
 
 
