@@ -261,12 +261,13 @@ def main() -> None:
     control = socket.socket(fileno=0)
     manifest = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     known = mistakes.load_file(Path(sys.argv[2]))
+    before = set(sys.modules)
     try:
         reference = Reference(manifest, known)
     except RuntimeError as error:
         wire.send(control, {"error": str(error)})
         return
-    wire.send(control, {"ready": True})
+    wire.send(control, {"modules": [m for m in sys.modules if m not in before]})
     gc.collect()
     gc.freeze()  # so that a child's garbage collection copies no page
     while True:

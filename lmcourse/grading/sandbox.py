@@ -71,15 +71,12 @@ def why_unavailable() -> str | None:
     return f"bubblewrap cannot make a sandbox here: {lines[-1]}"
 
 
-def start(
-    blank_tree: Path, sandboxed: bool = True, words: tuple[str, ...] = ()
-) -> "WarmParent":
+def start(blank_tree: Path, sandboxed: bool = True) -> "WarmParent":
     """Start a warm parent over a folder that holds lmcore with blank bodies.
 
     Args:
         blank_tree: the folder
         sandboxed: False only for submissions that are our own
-        words: for `inside.student`: what it shall prepare
 
     Raises:
         NoSandbox: if a sandbox is asked for and the system has none.
@@ -89,24 +86,22 @@ def start(
             f"{reason}. Strangers' code is not run without a sandbox; grade on Linux "
             "with bubblewrap and user namespaces (lmcourse doctor says more)"
         )
-    return WarmParent(blank_tree, sandboxed, words)
+    return WarmParent(blank_tree, sandboxed)
 
 
 class WarmParent:
     """A running warm parent; `open` gives the socket of a new submission's keeper."""
 
-    def __init__(
-        self, blank_tree: Path, sandboxed: bool, words: tuple[str, ...]
-    ) -> None:
+    def __init__(self, blank_tree: Path, sandboxed: bool) -> None:
         ours, theirs = socket.socketpair()
         if sandboxed:
             bubblewrap = find_bubblewrap() or "bwrap"
             command = _bubblewrap_command(bubblewrap, blank_tree, packages=True)
-            command += ["-m", "inside.student", *words]
+            command += ["-m", "inside.student"]
             environment = {}
         else:
             command = [sys.executable, "-B", "-s", "-m", "inside.student"]
-            command += ["--no-sandbox", *words]
+            command += ["--no-sandbox"]
             path = os.pathsep.join([str(INSIDE.parent), str(blank_tree)])
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -121,6 +116,14 @@ class WarmParent:
         theirs.close()
         self.control = ours
         self.ready = False
+
+    def prepare(self, modules: list[str]) -> None:
+        """Say what else to import, so that no child has to; needed once, before `open`.
+
+        Raises:
+            wire.Broken: if the warm parent has died.
+        """
+        wire.send(self.control, {"import": modules})
 
     def open(self) -> socket.socket:
         """Fork a keeper; the socket leads to it.

@@ -6,7 +6,6 @@ neither the student's code nor the reference itself.
 """
 
 import hashlib
-import re
 import socket
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from .inside import wire
 from .inside.student import SLACK
 from .seeds import seed_of
 
-META = re.compile(r"\bmeta\b|TorchDispatchMode")
 ATTEMPTS = 2  # a student's world that breaks down is started anew once
 PATIENCE = 30  # seconds on the clock beyond the limits of all cells together
 
@@ -52,10 +50,6 @@ class Worker:
         self.manifest, self.secret = manifest, secret
         self.blank_tree, self.sandboxed = blank_tree, sandboxed
         self.tests = tests
-        # Both need parts of torch that take seconds to import: better once for all.
-        text = "".join(cell["source"] for cell in manifest["cells"])
-        self.words = ("--meta",) if META.search(text) else ()
-        self.parent = self._start()
         self.judge, theirs = socket.socketpair()
         self.judge_process = subprocess.Popen(
             [
@@ -66,7 +60,8 @@ class Worker:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
-        self.judge_ready = False
+        self.parent = sandbox.start(blank_tree, sandboxed)
+        self.modules: list[str] | None = None  # what the reference's run imported
 
     def __enter__(self) -> "Worker":
         return self
@@ -80,8 +75,16 @@ class Worker:
         self.judge.close()
         sandbox.end(self.judge_process)
 
-    def _start(self) -> sandbox.WarmParent:
-        return sandbox.start(self.blank_tree, self.sandboxed, self.words)
+    def _prepare(self) -> None:
+        """Wait for the judge; it knows what the student's world needs to import."""
+        if self.modules is None:
+            self.modules = self._ask(None)["modules"]
+            self.parent.prepare(self.modules)
+
+    def _restart(self) -> None:
+        self.parent.close()
+        self.parent = sandbox.start(self.blank_tree, self.sandboxed)
+        self.parent.prepare(self.modules)
 
     def grade(self, content: bytes) -> dict[str, Any]:
         """Grade the bytes of a notebook; the same bytes give the same result."""
@@ -91,11 +94,11 @@ class Worker:
             return refused(self.manifest, work, digest)
         for attempt in range(ATTEMPTS):
             try:
+                self._prepare()
                 cells, runs = self._run(work, digest)
                 break
             except (wire.Broken, TimeoutError):
-                self.parent.close()
-                self.parent = self._start()
+                self._restart()
                 if attempt == ATTEMPTS - 1:
                     reason = "The student's world broke down; a person must look."
                     broken = intake.Refusal("broken", reason)
@@ -163,9 +166,6 @@ class Worker:
     def _judge(
         self, work: intake.Work, runs: dict[str, Any], digest: str
     ) -> dict[str, Any]:
-        if not self.judge_ready:
-            self._ask(None)
-            self.judge_ready = True
         tests = {
             cell["id"]: {
                 "seed": seed_of(self.secret, digest, cell["question"]),

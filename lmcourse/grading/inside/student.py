@@ -15,7 +15,9 @@ Four kinds of process, each forked from the one before:
 Values leave as plain data; whether they are right is not known here.
 """
 
+import contextlib
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -37,6 +39,11 @@ def main() -> None:
         jail.become_nobody()
     control = socket.socket(fileno=0)
     _warm_up()
+    for module in wire.receive(control)["import"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # so that a child's garbage collection copies no page of the parent
     base = jail.address_space()
     wire.send(control, {"ready": True})
     while True:
@@ -61,12 +68,8 @@ def _warm_up() -> None:
 
     weight = torch.ones(8, 8, requires_grad=True)
     torch.softmax(weight @ weight, dim=-1).sum().backward()
-    if "--meta" in sys.argv:
-        _ = torch.ones(2, device="meta") <= 1  # imports much, and takes seconds
     world.Test("", 0, {}).run("1 / 0")
     world.run_cell("print(1)", "warm", {})
-    gc.collect()
-    gc.freeze()  # so that a child's garbage collection copies no page of the parent
 
 
 def _keep(channel: socket.socket, base: int, sandboxed: bool) -> None:
