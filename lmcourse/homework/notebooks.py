@@ -26,8 +26,8 @@ this file.*
 `YOUR CODE HERE`, run that cell, then run the checks below it. Each line with ✓ is a \
 check that passes; the first one that fails says what differs and what may be wrong. \
 Points are shared by the checks of a cell, the hidden ones included, and those run \
-only when your work is graded. Where all hidden checks of a cell fail, its visible ones \
-earn nothing: their answers stand in the notebook.
+only when your work is graded. Where all hidden checks of a cell fail, its visible \
+ones earn nothing: their answers stand in the notebook.
 
 **What is graded** is what stands in the cells of the exercises, nothing else. If you \
 need a helper function or another import, put it into the same cell as the exercise. \
