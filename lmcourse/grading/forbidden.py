@@ -8,7 +8,7 @@ function by its name as text) is only pointed out to a person.
 import ast
 from typing import Any
 
-from lmcore import forbidden
+from lmcore.homework import forbidden
 
 from .inside.world import parse_cell
 

@@ -8,10 +8,10 @@ only: the text of an error comes from the student's code and could carry the inp
 import re
 from typing import TYPE_CHECKING, Any
 
-from lmcore import unwritten
+from lmcore.homework import unwritten
 
 if TYPE_CHECKING:  # torch is not needed to write messages
-    from lmcore.compare import Mismatch
+    from lmcore.homework.compare import Mismatch
 
 HIDDEN = {
     "type": "It gives another kind of value than asked for.",

@@ -1,7 +1,8 @@
 """Bring what came out of the student's world to a shape that can be relied on.
 
 Every message from there may be forged. Whatever has not the expected type becomes
-something harmless; values stay as they are, to be read by `lmcore.plain.judge` alone.
+something harmless; values stay as they are, to be read by `judge` of
+`lmcore.homework.plain` alone.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lmcore import plain
+from lmcore.homework import plain
 
 from .. import mistakes
 from . import forbidden, messages

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmcore
-from lmcore import unwritten
+from lmcore.homework import unwritten
 
 from .. import paths
 from .text import BEGIN_SOLUTION, END_SOLUTION, SourceError

@@ -106,11 +106,11 @@ def _main(given: Path, taken: Path) -> None:
 
 class _Run:
     def __init__(self, work: dict[str, Any]) -> None:
-        from lmcore import homework
+        from lmcore.homework import checks
 
         from .. import mistakes
 
-        self.homework, self.in_place = homework, mistakes.in_place
+        self.checks, self.in_place = checks, mistakes.in_place
         self.mistakes = mistakes.load_file(Path(work["mistakes"])).mistakes
         self.targets, self.cells = work["targets"], work["cells"]
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -118,7 +118,7 @@ class _Run:
     def everything(self) -> dict[str, Any]:
         from lmcore import doctor
 
-        self.homework._world = self.homework.Recorder(0, "")
+        self.checks._world = self.checks.Recorder(0, "")
         for cell in self.cells:
             if cell["kind"] in ("given", "solution"):
                 self._run_cell(cell)
@@ -134,8 +134,8 @@ class _Run:
             raise SourceError(f"{cell['place'] or cell['id']}: {problem}") from error
 
     def _records(self, cell: dict[str, Any], source: str) -> list[dict[str, Any]]:
-        recorder = self.homework.Recorder(self.homework.Notebook.seed, cell["question"])
-        self.homework._world = recorder
+        recorder = self.checks.Recorder(self.checks.Notebook.seed, cell["question"])
+        self.checks._world = recorder
         recorder.run(source, dict(self.namespace))
         return recorder.records
 
@@ -157,7 +157,7 @@ class _Run:
         }
 
     def _check_reference(self, cell: dict[str, Any], record: dict[str, Any]) -> None:
-        from lmcore import plain
+        from lmcore.homework import plain
 
         value = record["value"]
         if isinstance(value, dict) and set(value) == {"error", "message"}:
@@ -228,7 +228,7 @@ def _index(record: dict[str, Any], shown: list[dict[str, Any]]) -> int:
 
 def _wrong(record: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
     """The value of a record as `checks.json` keeps it; None if it is right."""
-    from lmcore import plain
+    from lmcore.homework import plain
 
     value = record["value"]
     if plain.judge(value, right) is None:

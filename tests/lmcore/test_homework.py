@@ -6,9 +6,18 @@ import nbformat
 import pytest
 import torch
 
-from lmcore import attention, forbidden, homework, my_work
-from lmcore.homework import CheckFailed, Recorder, check, question, refusal
-from lmcore.notebook import Notebook
+from lmcore import attention, homework
+from lmcore.homework import (
+    CheckFailed,
+    Recorder,
+    check,
+    checks,
+    forbidden,
+    my_work,
+    question,
+    refusal,
+)
+from lmcore.homework.notebook import Notebook
 
 STUB = "raise NotImplementedError('causal_mask is yours to write: see the book')"
 FACTS = {
@@ -69,8 +78,8 @@ FACTS = {
 @pytest.fixture(autouse=True)
 def notebook(tmp_path, monkeypatch):
     """A fresh notebook world, in an empty folder, with the real lmcore afterwards."""
-    world = Notebook(homework._NOTHING)
-    monkeypatch.setattr(homework, "_world", world)
+    world = Notebook(checks._NOTHING)
+    monkeypatch.setattr(checks, "_world", world)
     monkeypatch.setattr(attention, "causal_mask", attention.causal_mask)
     monkeypatch.setattr(attention, "padding_mask", attention.padding_mask)
     monkeypatch.chdir(tmp_path)
@@ -237,7 +246,7 @@ def test_a_stub_is_no_refusal():
 
 def test_the_generator_depends_on_seed_question_and_offset():
     def draw(seed, name, offset):
-        homework._world = Recorder(seed, name)
+        checks._world = Recorder(seed, name)
         question(name)
         return torch.rand(3, generator=homework.generator(offset)).tolist()
 
@@ -255,7 +264,7 @@ def test_a_question_seeds_the_global_generators(notebook):
 
 def test_a_recorder_writes_down_and_never_judges(monkeypatch, capsys):
     recorder = Recorder(7, "q")
-    monkeypatch.setattr(homework, "_world", recorder)
+    monkeypatch.setattr(checks, "_world", recorder)
     source = """
 question("q")
 check(1, expected=2, title="one")
@@ -279,7 +288,7 @@ check(torch.zeros(9_000_000))
 
 
 def test_progress_and_earlier_work_are_the_notebooks_alone(monkeypatch, capsys):
-    monkeypatch.setattr(homework, "_world", Recorder(0, ""))
+    monkeypatch.setattr(checks, "_world", Recorder(0, ""))
     homework.progress()
     homework.load_my_work()
     assert capsys.readouterr().out == ""

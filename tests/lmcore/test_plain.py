@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore import plain
+from lmcore.homework import plain
 
 VALUES = st.recursive(
     st.none()

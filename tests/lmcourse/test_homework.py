@@ -716,7 +716,7 @@ BAD_ON_THE_REFERENCE = [
 def test_what_fails_on_the_reference_is_refused_with_its_cell(
     inside, tmp_path, monkeypatch, old, new, message
 ):
-    monkeypatch.setattr(lmcore.homework, "_world", None)
+    monkeypatch.setattr(lmcore.homework.checks, "_world", None)
     monkeypatch.setattr(attention, "prefix_mask", attention.prefix_mask)
     path = tmp_path / "01_tiny.md"
     path.write_text(TINY.replace(old, new, 1))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import pytest
 
-from lmcore import unwritten
+from lmcore.homework import unwritten
 from lmcourse import homework, mistakes
 from lmcourse.grading.inside import world
 from lmcourse.grading.reference import Reference

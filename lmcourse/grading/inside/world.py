@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmcore import homework
+from lmcore.homework import checks
 
 MAX_TEXT = 10_000  # characters of a cell's output that are kept
 MAX_MESSAGE = 500  # characters of an error's message
@@ -50,7 +50,7 @@ def new_namespace() -> dict[str, Any]:
     main = types.ModuleType("__main__")
     main.__dict__["display"] = print
     sys.modules["__main__"] = main
-    homework._world = homework.Recorder(seed=0, question="")
+    checks._world = checks.Recorder(seed=0, question="")
     return main.__dict__
 
 
@@ -142,7 +142,7 @@ class Test:
         self.seed = seed
         self.statements = 0
         self.namespace = dict(namespace)
-        self.recorder = homework.Recorder(seed=seed, question=question)
+        self.recorder = checks.Recorder(seed=seed, question=question)
 
     def run(self, source: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Run the next statement.
@@ -153,7 +153,7 @@ class Test:
         Returns:
             What it recorded, and the error that ended it or None.
         """
-        homework._world = self.recorder
+        checks._world = self.recorder
         self.recorder.statement, self.recorder._nth = self.statements, 0
         set_seed(self.seed + self.statements)
         self.statements += 1

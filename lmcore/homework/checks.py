@@ -1,11 +1,4 @@
-"""What a homework notebook imports: put your work into lmcore, and check it.
-
-A check runs in one of two ways. In your notebook it compares your value with the
-expected one and explains what is wrong. When the homework is graded it only writes your
-value down as plain data (`lmcore.plain`); somewhere else the same cell runs with the
-reference, and the two records are compared. Inputs drawn from `generator` are other
-ones then, so the hidden checks vary what your code is given, never what it must do.
-"""
+"""The calls of a homework notebook, and the two ways in which a check runs."""
 
 import ast
 import difflib
@@ -21,20 +14,7 @@ import numpy as np
 import torch
 
 from . import plain, unwritten
-from .notebook import CheckFailed, Notebook
-
-__all__ = [
-    "CheckFailed",
-    "Recorder",
-    "check",
-    "generator",
-    "implements",
-    "load_my_work",
-    "progress",
-    "question",
-    "refusal",
-    "value",
-]
+from .notebook import Notebook
 
 _NOTHING = object()
 
@@ -46,7 +26,7 @@ class Recorder:
     are dictionaries of plain data: ``question``; ``check``, the number of the record;
     ``statement`` and ``nth``, which check of which statement of the cell it is, so that
     records still belong together when a statement fails half-way; ``title``; ``value``,
-    as `lmcore.plain.encode` writes it, or ``{"error": type name, "message": text}``;
+    as `plain.encode` writes it, or ``{"error": type name, "message": text}``;
     and how to judge it: ``atol``, ``rtol``, ``at_least``, ``at_most`` and
     ``has_expected``.
 
