@@ -3,9 +3,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Files of tests run side by side, one process for each core.
+PARALLEL := --numprocesses auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: course test serve clean help
+.PHONY: course test test-slow serve clean help
 
 course: .venv/ready
 	@$(BIN)/lmcourse course
@@ -13,7 +15,10 @@ course: .venv/ready
 test: .venv/ready
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-slow: .venv/ready
+	@$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 serve: .venv/ready
 	@$(BIN)/lmcourse serve
@@ -22,15 +27,17 @@ clean:
 	rm -rf build .venv
 
 help:
-	@echo "make course   set up, build the book, release the homework, grade a sample class"
-	@echo "make test     set up, then lint and all tests"
-	@echo "make serve    show the built book on this machine"
-	@echo "make clean    remove everything that was built or installed"
+	@echo "make course      set up, build the book, release the homework, grade a sample class"
+	@echo "make test        set up, then lint and all tests"
+	@echo "make test-slow   the proofs that take longer"
+	@echo "make serve       show the built book on this machine"
+	@echo "make clean       remove everything that was built or installed"
 
 # The environment is made anew whenever what it should hold has changed.
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d. Name another one: make course PYTHON=python3.12" % v)'
 	@echo "Setting up .venv (once; a few minutes) ..."
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt --editable ".[book,grading,dev]"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install --quiet --progress-bar on --no-compile --constraint constraints.txt --editable ".[book,grading,dev]"
 	@touch $@

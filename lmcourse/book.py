@@ -101,6 +101,7 @@ def build() -> Site:
     paths.build().mkdir(exist_ok=True)
     for unit in homework.units():
         homework.build(unit)
+    homework.build_kit()
     with FileLock(paths.build() / "book.lock"):
         fetch_assets()
         write_homework_pages()
@@ -196,9 +197,7 @@ def _state() -> dict:
     pages = (path.relative_to(book).with_suffix("") for path in book.rglob("*.md"))
     return {
         "frame": _digest(frame, [sys.version, *installed]),
-        "content": _digest(
-            _files(book, root / "lmcore"), [repr(ladders), str(paths.kit().exists())]
-        ),
+        "content": _digest(_files(book, root / "lmcore"), [repr(ladders)]),
         "pages": sorted(page.as_posix() for page in pages),
     }
 
@@ -317,13 +316,11 @@ def _remove_pages(pages: Iterable[str]) -> None:
 
 def publish_downloads() -> None:
     """Put the released homework and the students' kit beside the pages."""
+    (site() / "downloads").mkdir(exist_ok=True)
     for unit in homework.units():
-        if paths.exercises(unit).is_dir():
-            target = site() / "downloads" / unit
-            shutil.copytree(paths.exercises(unit), target, dirs_exist_ok=True)
-    if paths.kit().exists():
-        (site() / "downloads").mkdir(exist_ok=True)
-        shutil.copy(paths.kit(), site() / "downloads")
+        target = site() / "downloads" / unit
+        shutil.copytree(paths.exercises(unit), target, dirs_exist_ok=True)
+    shutil.copy(paths.kit(), site() / "downloads")
 
 
 def publish_reports() -> None:

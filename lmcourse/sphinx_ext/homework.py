@@ -96,13 +96,10 @@ class Homework(SphinxDirective):
         """Links to what `lmcourse.book.publish_downloads` puts beside the pages."""
         unit = self.arguments[0]
         top = "../" * self.env.docname.count("/") + "downloads"
-        links = []
-        if paths.exercises(unit).is_dir():
-            links.append((_("The notebook"), f"{top}/{unit}/{unit}.ipynb"))
-        if paths.kit().exists():
-            links.append(
-                (_("All notebooks, with the library"), f"{top}/{paths.kit().name}")
-            )
+        links = (
+            (_("The notebook"), f"{top}/{unit}/{unit}.ipynb"),
+            (_("All notebooks, with the library"), f"{top}/{paths.kit().name}"),
+        )
         result = nodes.paragraph(classes=["lm-downloads"])
         for text, uri in links:
             result += nodes.reference("", str(text), refuri=uri, internal=False)

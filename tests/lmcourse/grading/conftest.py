@@ -4,6 +4,7 @@ The unit goes the real way, through nbgrader's release. It has a function writte
 notebook, one of lmcore, and a written question.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -196,12 +197,12 @@ def sandboxed() -> None:
 @pytest.fixture(scope="session")
 def worker(project, sandboxed):
     """A student's world and a judge for the tiny unit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        unit = Unit(UNIT)
-        unit.make_tree()
-        with unit.worker(sandboxed=True) as running:
-            yield running
+    with contextlib.ExitStack() as until_the_end:
+        with contextlib.chdir(project):
+            unit = Unit(UNIT)
+            unit.make_tree()
+            running = until_the_end.enter_context(unit.worker(sandboxed=True))
+        yield running
 
 
 @pytest.fixture
