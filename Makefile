@@ -38,6 +38,6 @@ help:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d. Name another one: make course PYTHON=python3.12" % v)'
 	@echo "Setting up .venv (once; a few minutes) ..."
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	@$(BIN)/python -m pip install --quiet --progress-bar on --no-compile --constraint constraints.txt --editable ".[book,grading,dev]"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install -qq --progress-bar on --no-compile --constraint constraints.txt --editable ".[book,grading,dev]"
 	@touch $@

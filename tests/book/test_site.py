@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import pkgutil
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from bs4 import Tag
 from built_pages import anchors, links, loads, pages, soup
 
+import lmcore
 from lmcourse import book, course, homework, paths
 
 WITH_CODE = re.compile(r"^`{3,}\{code-cell\}", re.M)
@@ -83,6 +85,17 @@ def test_every_live_figure_has_caption_description_and_paper_form(site):
         assert len(figure.select_one(".lm-words").get_text()) > 40, where
         assert figure.select_one(".lm-static img, .lm-words table"), where
         assert figure.select_one('.lm-stage script[type*="widget-view"]'), where
+
+
+def test_every_module_of_the_library_has_its_page(site):
+    index = soup(site / "api/index.html")
+    linked = {a["href"] for a in index.select("article table a")}
+    for module in pkgutil.iter_modules(lmcore.__path__):
+        if module.name.startswith("__"):
+            continue
+        assert f"{module.name}.html" in linked, module.name
+        page = soup(site / "api" / f"{module.name}.html")
+        assert page.select("dl.py"), module.name
 
 
 def test_every_widget_stands_in_a_live_figure(site):
