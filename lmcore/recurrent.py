@@ -3,8 +3,9 @@
 Chapter 05 of the book. The module builds, in this order: one step of the three cells in
 use; the loop that carries the state of a cell through a text; the layers made of both,
 with the weights of `torch.nn.RNN`, `LSTM` and `GRU`; how far gradients reach back in
-time, and how they are kept in bounds; a language model; its training on a long text,
-chunk by chunk; and a model that labels every word after reading from both ends.
+time (what clips them is in ``lmcore.optimizer``); a language model; its training on a
+long text, chunk by chunk; and a model that labels every word after reading from both
+ends.
 
 Left out: dropout, normalisation and residual connections between layers (chapter 09
 has the last two), peepholes and projections, and optimizers (chapter 11).
@@ -17,8 +18,7 @@ McClelland and Ganguli, 2014 (orthogonal weights).
 C is the width of what is read, F the width of the hidden state, L the number of layers.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import network
+from . import optimizer as optimizers
 
 State = Tensor | tuple[Tensor, Tensor]  # hidden, or for the LSTM (hidden, cell)
 
@@ -624,42 +625,6 @@ def gradient_norms(layer: nn.Module, x: Tensor) -> Tensor:
     return gradient.norm(dim=-1)
 
 
-def clip_gradient_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Shorten the gradient of all parameters together if it is too long.
-
-    Its direction stays. Pascanu et al., 2013, alg. 1.
-
-    Args:
-        parameters: whose gradients are changed in place; those without one do not count
-        max_norm: the length that the gradient has at most afterwards
-
-    Returns:
-        The length before.
-
-    Raises:
-        ValueError: if ``max_norm`` is not positive or the gradient is not finite.
-
-    >>> parameter = nn.Parameter(torch.zeros(2))
-    >>> parameter.grad = torch.tensor([3.0, 4.0])
-    >>> clip_gradient_norm([parameter], max_norm=1.0), parameter.grad
-    (5.0, tensor([0.6000, 0.8000]))
-    """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm} must be more than 0")
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    # Squares of halves would lose too much.
-    norms = [
-        gradient.to(_at_least_single(gradient.dtype)).norm() for gradient in gradients
-    ]
-    norm = torch.stack(norms).norm().item() if norms else 0.0
-    if not math.isfinite(norm):
-        raise ValueError(f"the gradient has the length {norm}: nothing can be learned")
-    if norm > max_norm:
-        for gradient in gradients:
-            gradient.mul_(max_norm / norm)
-    return norm
-
-
 # --- The language model -------------------------------------------------------------
 
 
@@ -887,7 +852,7 @@ def bptt_step(
         targets: (B, T), the tokens that come next
         state: what the step before returned, or None at the beginning
         optimizer: changes the model's parameters
-        max_norm: the length of the gradient at most (`clip_gradient_norm`)
+        max_norm: the length of the gradient at most (`optimizer.clip_gradient_norm`)
 
     Returns:
         The loss before the step, in nats per token, and the state for the next chunk.
@@ -909,7 +874,7 @@ def bptt_step(
     if not loss.isfinite():
         raise ValueError(f"the loss is {loss.item()}: try a smaller learning rate")
     loss.backward()
-    clip_gradient_norm(model.parameters(), max_norm)
+    optimizers.clip_gradient_norm(model.parameters(), max_norm)
     optimizer.step()
     return loss.item(), detach_state(state)
 

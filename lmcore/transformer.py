@@ -561,6 +561,8 @@ class PositionalAttention(nn.Module):
             if cache is not None:
                 key, value = cache.append(key, value)
         n_repeats = heads.n_heads // heads.n_kv_heads
+        if n_repeats == 1:  # repeating once would copy the whole cache
+            return query, key, value
         key = attention.repeat_kv_heads(key, n_repeats)  # (B, H, S, D)
         return query, key, attention.repeat_kv_heads(value, n_repeats)
 

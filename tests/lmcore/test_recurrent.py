@@ -557,65 +557,6 @@ def test_gradients_vanish_and_explode_and_orthogonal_weights_keep_them(size, gro
     assert (ratio > 1) == grows
 
 
-# --- clip_gradient_norm -------------------------------------------------------------
-
-
-def parameters_with_gradients(*gradients):
-    parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone()
-    return parameters
-
-
-def test_the_gradient_of_all_parameters_is_clipped_together(device):
-    gradients = torch.tensor([3.0], device=device), torch.tensor([[4.0]], device=device)
-    parameters = parameters_with_gradients(*gradients)
-    assert recurrent.clip_gradient_norm(parameters, 1.0) == pytest.approx(5.0)
-    close(parameters[0].grad, gradients[0] / 5)
-    close(parameters[1].grad, gradients[1] / 5)
-
-
-def test_a_short_gradient_is_left_as_it_is():
-    (parameter,) = parameters_with_gradients(torch.tensor([0.3, 0.4]))
-    assert recurrent.clip_gradient_norm([parameter], 1.0) == pytest.approx(0.5)
-    exactly(parameter.grad, torch.tensor([0.3, 0.4]))
-
-
-@few
-@given(st.floats(0.1, 10), st.floats(0.1, 10))
-def test_clipping_equals_torch(size, max_norm):
-    gradients = size * torch.randn(3, 2), size * torch.randn(4)
-    ours, theirs = (parameters_with_gradients(*gradients) for _ in range(2))
-    found = recurrent.clip_gradient_norm(ours, max_norm)
-    expected = nn.utils.clip_grad_norm_(theirs, max_norm)
-    assert found == pytest.approx(expected.item(), rel=1e-5)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
-
-
-def test_parameters_without_gradient_do_not_count():
-    unused = nn.Parameter(torch.ones(2))
-    assert recurrent.clip_gradient_norm([unused], 1.0) == 0.0
-    (zero,) = parameters_with_gradients(torch.zeros(2))
-    assert recurrent.clip_gradient_norm(iter([unused, zero]), 1.0) == 0.0
-    exactly(zero.grad, torch.zeros(2))
-
-
-def test_a_gradient_of_halves_is_measured_exactly():
-    (parameter,) = parameters_with_gradients(torch.ones(10_000, dtype=torch.bfloat16))
-    assert recurrent.clip_gradient_norm([parameter], 1000.0) == pytest.approx(100.0)
-
-
-def test_a_gradient_that_is_not_finite_is_refused():
-    for wrong in (math.nan, math.inf):
-        parameters = parameters_with_gradients(torch.tensor([1.0, wrong]))
-        with pytest.raises(ValueError, match=f"length {wrong}"):
-            recurrent.clip_gradient_norm(parameters, 1.0)
-    for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"max_norm={wrong}"):
-            recurrent.clip_gradient_norm([], wrong)
-
-
 # --- RecurrentLM --------------------------------------------------------------------
 
 

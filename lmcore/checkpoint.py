@@ -1,0 +1,175 @@
+"""Checkpoints that are whole at any moment, and a diary of the training.
+
+Chapter 11 of the book, third part. The module builds, in this order: a file that is
+there completely or not at all; the state of a model and its optimizer, in one form
+however many processes share them; and the metrics of every step in a file that a
+program can read, and in TensorBoard.
+
+Left out: several checkpoints side by side, and writing in the background.
+"""
+
+import importlib
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint import state_dict as shared_state
+
+# --- Files --------------------------------------------------------------------------
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that nobody ever sees half of it, even if the power fails.
+
+    The content goes to a file beside it, then to the disk, and only then takes the
+    name, which file systems do in one piece. Until then the old file stays.
+
+    Args:
+        path: the file
+        write: is called with a file and writes the content into it
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "letter"
+    >>> write_whole(path, lambda file: file.write(b"all of it"))
+    >>> path.read_bytes()
+    b'all of it'
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name is on the disk, too
+        os.close(folder)
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers and names to a file, whole (`write_whole`).
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "state.pt"
+    >>> save_state(path, {"step": 3, "weight": torch.ones(2)})
+    >>> load_state(path)
+    {'step': 3, 'weight': tensor([1., 1.])}
+    """
+    # Into the memory first: torch.save writes archives that it goes back in.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, onto the CPU; the file's code, if any, never runs.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds something else.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(f"{str(path)!r} holds no checkpoint: {error}") from error
+
+
+# --- Model and optimizer ------------------------------------------------------------
+
+_WHOLE = shared_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def training_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Collect parameters, buffers and the optimizer's state under the model's names.
+
+    The form is the same for one process, DDP and FSDP, so that a training may go on
+    with another number of processes. Every process must call it; the first gets all.
+
+    Args:
+        model: not wrapped in DDP, but sharded if FSDP is used
+        optimizer: of the model's parameters
+
+    Returns:
+        ``{"model": …, "optimizer": …}``, on the CPU.
+    """
+    found = shared_state.get_state_dict(model, optimizer, options=_WHOLE)
+    return dict(zip(("model", "optimizer"), found, strict=True))
+
+
+def load_training_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Put back what `training_state` collected.
+
+    Args:
+        model: built as the one that was saved
+        optimizer: of the same kind
+        state: the same in every process
+    """
+    shared_state.set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=shared_state.StateDictOptions(full_state_dict=True),
+    )
+
+
+# --- The diary ----------------------------------------------------------------------
+
+
+class Diary:
+    """The records of a training: in memory, as JSON lines, and in TensorBoard.
+
+    Args:
+        folder: holds ``metrics.jsonl``, and the folder ``tensorboard`` if that package
+            is installed; None keeps the records in the memory only
+
+    >>> diary = Diary(None)
+    >>> diary.write({"step": 1, "loss": 2.5})
+    >>> diary.records
+    [{'step': 1, 'loss': 2.5}]
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.records: list[dict[str, float]] = []
+        self._file = None if folder is None else folder / "metrics.jsonl"
+        self._board = None
+        if folder is not None and importlib.util.find_spec("tensorboard") is not None:
+            tensorboard = importlib.import_module("torch.utils.tensorboard")
+            self._board = tensorboard.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, record: dict[str, float]) -> None:
+        """Add the record of a step, which has a ``"step"``."""
+        self.records.append(record)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for name in record.keys() - {"step"}:
+                self._board.add_scalar(name, record[name], int(record["step"]))
+            self._board.flush()
+
+    def turn_back(self, step: int) -> None:
+        """Read the file, and forget what was written after a step.
+
+        A training that was killed has gone on beyond its last checkpoint, and may have
+        left half a line.
+        """
+        if self._file is None or not self._file.exists():
+            return
+        whole = self._file.read_text(encoding="utf-8").rpartition("\n")[0]
+        records = [json.loads(line) for line in whole.splitlines()]
+        self.records = [record for record in records if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_whole(self._file, lambda file: file.write(lines.encode()))
