@@ -619,14 +619,13 @@ def test_narrow_beam_search_is_greedy():
 
 
 def test_a_short_text_does_not_end_the_search():
-    """0 → end at once costs -1.2; by 1 and 2 it is -.92 in all, found a step later."""
-    p = torch.tensor([[0.0, 0.4, 0.3, 0.3], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    table = torch.cat([p, torch.full((1, 4), 0.25)]).log()
-    found = sample.beam_search(
-        Table(table), torch.tensor([0]), 1, 5, eos_id=3, length_penalty=0.0
-    )
-    assert found[0].ids.tolist() == [1, 2, 3]
-    close(found[0].score, math.log(0.4))
+    """The end has .4 at once; going on has .35, and then costs nothing more."""
+    p = torch.tensor([[0.25, 0.35, 0.4], [0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+    search = partial(sample.beam_search, Table(p.log()), torch.tensor([0]), 1, 5)
+    found = search(eos_id=2, length_penalty=1.0)
+    assert found[0].ids.tolist() == [1, 1, 1, 1, 1]
+    close(found[0].score, math.log(0.35) / 5)
+    assert search(eos_id=2, length_penalty=0.0)[0].ids.tolist() == [2]
 
 
 def test_length_norm():

@@ -525,6 +525,7 @@ def chromium(tmp_path_factory):
         *("headless", "no-sandbox", "disable-gpu", "no-first-run"),
         *("disable-background-networking", "disable-component-update"),
         *("disable-sync", "disable-quic", f"user-data-dir={profile}"),
+        "window-size=1100,900",
     ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
