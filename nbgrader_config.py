@@ -5,10 +5,10 @@
 ``lmcourse grade`` does.
 """
 
-from lmcourse.grading import gradebook
+from lmcourse.grading import converters
 from lmcourse.homework import release
 
 c = get_config()  # noqa: F821
 
 release.configure(c)
-gradebook.configure(c)
+converters.configure(c)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Gradients = dict[str, Tensor]  # by the name of the parameter, (B, *its shape)
+Gradients = dict[str, Tensor]  # by the name of the parameter, (B, and its shape)
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model on a batch, a scalar
 
 # --- DP-SGD -------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def per_sample_gradients(
         targets: (B, ...)
 
     Returns:
-        For the parameters that are trained, by name, (B, *shape); 0 where a parameter
+        For the parameters that are trained, by name, (B, ...); 0 where a parameter
         plays no part.
 
     Raises:
@@ -123,7 +123,7 @@ def clip_per_sample(gradients: Mapping[str, Tensor], max_norm: float) -> Gradien
     alg. 1.
 
     Args:
-        gradients: by name, (B, *shape)
+        gradients: by name, (B, ...)
         max_norm: C, the greatest length
 
     Returns:
@@ -159,7 +159,7 @@ def private_gradient(
     true size of the batch would tell whether somebody was in it.
 
     Args:
-        gradients: by name, (B, *shape); B may be 0
+        gradients: by name, (B, ...); B may be 0
         config: how much to clip and how much noise
         generator: draws the noise, on its own device
 

@@ -186,10 +186,6 @@ class Trainer:
     Attributes:
         step: how many steps are done
         seconds: how long they took, evaluations and checkpoints not included
-        records: the metrics of the recorded steps: ``step``, ``loss`` (nats per target,
-            before the step), ``lr``, ``gradient_norm`` (before clipping),
-            ``n_tokens`` (targets so far), ``tokens_per_second``, ``seconds``, and
-            after an evaluation ``held_out_loss``
 
     Raises:
         ValueError: if model, data and configuration do not fit together.
@@ -236,7 +232,12 @@ class Trainer:
 
     @property
     def records(self) -> list[dict[str, float]]:
-        """The metrics of the recorded steps."""
+        """The metrics of the recorded steps.
+
+        Each has ``step``, ``loss`` (nats per target, before the step), ``lr``,
+        ``gradient_norm`` (before clipping), ``n_tokens`` (targets so far),
+        ``tokens_per_second``, ``seconds``, and after an evaluation ``held_out_loss``.
+        """
         return self._diary.records
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lmcourse import CourseError, book, doctor, homework
-from lmcourse.grading import engine, report, sample_class
+from lmcourse.grading import engine, export, report, sample_class
 
 
 class Commands(typer.core.TyperGroup):
@@ -102,7 +102,10 @@ def grade(
     unit: Unit,
     submitted: Annotated[
         Path | None,
-        typer.Argument(help="a folder like nbgrader's submitted/; the course's if not"),
+        typer.Argument(
+            help="a zip of Canvas or Moodle, a folder of notebooks, or one like "
+            "nbgrader's submitted/; the course's own if left out"
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="submissions at a time; a core each if left out")
@@ -119,6 +122,26 @@ def grade(
 def make_report(unit: Unit) -> None:
     """Write the class report (HTML and CSV) from the gradebook."""
     typer.echo(report.write_report(unit))
+
+
+@app.command("feedback")
+def make_feedback(unit: Unit) -> None:
+    """Make the feedback pages again, with points and comments given by hand."""
+    from lmcourse.grading import gradebook  # nbgrader takes a second to import
+
+    typer.echo(f"{gradebook.write_feedback(unit)} pages")
+
+
+@app.command("export")
+def export_grades(
+    unit: Unit,
+    to: Annotated[
+        str, typer.Option(help=f"one of {', '.join(export.FORMS)}")
+    ] = "canvas",
+    out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
+) -> None:
+    """Write the grades for the campus system."""
+    typer.echo(export.write(unit, to, out))
 
 
 @app.command("doctor")

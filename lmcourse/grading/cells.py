@@ -13,7 +13,8 @@ class Statement:
     """One statement at the top level of a test cell.
 
     ``source`` is what the reference runs. ``bare`` is what the student's world runs:
-    the same without expected values, tolerances, bounds and titles.
+    the same without expected values, tolerances, bounds and titles. A statement is
+    ``hidden`` also where it comes after hidden ones, for it could tell of them.
     """
 
     source: str
@@ -42,7 +43,7 @@ def statements(test_cell: str) -> list[Statement]:
             Statement(
                 source=source,
                 bare=ast.unparse(node),
-                hidden=node.lineno in hidden_lines,
+                hidden=bool(hidden_lines) and node.lineno >= min(hidden_lines),
                 checks=bool(checks),
             )
         )
@@ -53,6 +54,15 @@ def bare_tests(manifest: dict[str, Any]) -> dict[str, list[str]]:
     """What the student's world runs for each test cell, by the cell's id."""
     return {
         cell["id"]: [statement.bare for statement in statements(cell["source"])]
+        for cell in manifest["cells"]
+        if cell["kind"] == "test"
+    }
+
+
+def n_visible(manifest: dict[str, Any]) -> dict[str, int]:
+    """How many statements of each test cell come before the first hidden one."""
+    return {
+        cell["id"]: sum(not known.hidden for known in statements(cell["source"]))
         for cell in manifest["cells"]
         if cell["kind"] == "test"
     }

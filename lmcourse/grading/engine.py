@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lmcourse import CourseError, paths
 
-from . import intake, sandbox
+from . import handin, intake, sandbox
 from .unit import Content, Unit
 from .worker import Worker, refused
 
@@ -62,8 +62,8 @@ def grade_folder(
 
     Args:
         unit: the unit's name
-        submitted: a folder with ``<student>/<unit>/<unit>.ipynb``; the course's own
-            ``submitted`` if not given
+        submitted: a folder with ``<student>/<unit>/<unit>.ipynb``, or what `handin`
+            reads; the course's own ``submitted`` if not given
         jobs: how many submissions at a time; one per core if not given
         unsafe: grade strangers' code also where the system has no sandbox
 
@@ -75,14 +75,22 @@ def grade_folder(
     own = paths.course() / "submitted"
     folder = own if submitted is None else Path(submitted).resolve()
     notes: list[str] = []
-    contents = find_submissions(unit, folder, notes)
-    if folder != own.resolve():
-        for student in contents:
-            _copy_in(folder / student / unit, own / student / unit, unit)
+    if folder == own.resolve() or handin.is_nbgrader_s(unit, folder):
+        contents = find_submissions(unit, folder, notes)
+        if folder != own.resolve():
+            for student in contents:
+                _copy_in(folder / student / unit, own / student / unit, unit)
+    else:
+        contents = handin.take_in(unit, folder, own, notes)
     waiting = [s for s, content in contents.items() if about.known(s, content) is None]
     sandboxed = may_run(unit, [contents[s] for s in waiting], unsafe, notes)
-    grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed)
-    about.write(contents)
+    try:
+        grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed)
+        about.write(contents)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        raise CourseError(
+            f"{error}. Nothing is lost: results are kept, run the same command again"
+        ) from error
     n_refused = sum(
         about.known(student, content)["status"] == "refused"
         for student, content in contents.items()

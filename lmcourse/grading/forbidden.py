@@ -6,6 +6,8 @@ function by its name as text) is only pointed out to a person.
 """
 
 import ast
+import functools
+import sys
 from typing import Any
 
 from lmcore.homework import forbidden
@@ -13,6 +15,7 @@ from lmcore.homework import forbidden
 from .inside.world import parse_cell
 
 BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+DEEP = 10_000  # calls within calls, to write down what Python could read
 INDIRECT = ("getattr", "eval", "exec", "compile", "__import__", "importlib", "vars")
 
 
@@ -30,9 +33,20 @@ def find(
     Returns:
         The names that are certainly used, and sentences for a person to look at.
     """
-    names = question.get("forbidden") or []
+    if not question.get("forbidden"):
+        return [], []
+    try:
+        return _find(question["forbidden"], own, others, given)
+    except (RecursionError, ValueError, MemoryError):
+        # Python can read such a text, but not write it down again.
+        return [], ["is written in a way that cannot be searched for forbidden calls"]
+
+
+def _find(
+    names: list[str], own: str, others: list[str], given: list[str]
+) -> tuple[list[str], list[str]]:
     tree = _parse(own)
-    if not names or tree is None:
+    if tree is None:
         return [], []
     full = {_full(name): name for name in names}
     elsewhere = [node for text in [*given, *others] for node in _imports(_parse(text))]
@@ -74,16 +88,28 @@ def _used(
 
 
 def _text(nodes: list[ast.AST]) -> str:
-    return "\n".join(map(ast.unparse, nodes))
+    """Write nodes down as text again, also deeply nested ones."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEEP)
+    try:
+        return "\n".join(map(ast.unparse, nodes))
+    finally:
+        sys.setrecursionlimit(usual)
 
 
+@functools.lru_cache(maxsize=500)  # each cell is looked at per question
 def _imports(tree: ast.Module | None) -> list[ast.AST]:
     nodes = [] if tree is None else ast.walk(tree)
     return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
+@functools.lru_cache(maxsize=500)  # each cell is looked at per question
 def _parse(source: str) -> ast.Module | None:
     try:
-        return parse_cell(source)
+        tree = parse_cell(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):  # no name, and some cannot be written again
+            node.value = "" if isinstance(node.value, str) else 0
+    return tree

@@ -1,83 +1,64 @@
-"""Into nbgrader's gradebook, with nbgrader's own converters.
+"""Into nbgrader's gradebook: the same rows as nbgrader's converters write, in bulk.
 
-`GradeInSandbox` stands in the place of nbgrader's ``Execute``: instead of running a
-notebook it asks for the submission's result and writes it into the cells' outputs. So
-``nbgrader autograde``, formgrader's button and ``lmcourse grade`` give the same grades.
+nbgrader's own interface asks the database anew for every cell. Here a batch of
+submissions is one transaction of a few statements, through nbgrader's own models. What
+a person has given by hand (scores, extra credit, comments) is never touched.
 """
 
 import contextlib
-import logging
 import os
-import shutil
 import sys
-import warnings
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
-import nbformat
-from nbformat import NotebookNode
-from nbgrader.api import Gradebook, MissingEntry
-from nbgrader.converters import Autograde, GenerateFeedback
-from nbgrader.coursedir import CourseDirectory
-from nbgrader.preprocessors import (
-    AssignLatePenalties,
-    ClearHiddenTests,
-    Execute,
-    NbGraderPreprocessor,
-    OverwriteCells,
-    SaveAutoGrades,
+from nbformat import NotebookNode, v4
+from nbgrader import utils
+from nbgrader.api import (
+    Assignment,
+    BaseCell,
+    Comment,
+    Grade,
+    Gradebook,
+    GradeCell,
+    MissingEntry,
+    Notebook,
+    SourceCell,
+    Student,
+    SubmittedAssignment,
+    SubmittedNotebook,
+    TaskCell,
 )
-from nbgrader.utils import parse_utc
-from tqdm import tqdm
-from traitlets.config import Config
+from nbgrader.preprocessors import AssignLatePenalties
+from sqlalchemy import insert, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, NoSuchModuleError, OperationalError
+from traitlets.config import Config, PyFileConfigLoader
 
 from lmcourse import CourseError, paths
 from lmcourse.homework import release
 
-from . import intake, notebooks
+from . import feedback, intake, notebooks
 
-INTAKE = "intake"  # the step whose notebooks are made from ours, not the student's file
-MAX_TIMESTAMP = 200  # bytes
-
-
+Result = TypeVar("Result")
 Graded = dict[str, tuple[dict[str, Any], intake.Work | None]]  # by student
-_at_hand: dict[tuple[str, str], tuple[dict[str, Any], intake.Work | None]] = {}
+MAX_TIMESTAMP = 200  # bytes
+WAITS = (0.5, 1, 2, 4, 8)  # seconds between attempts, while the database is busy
+COURSE = "language-models-by-hand"
 
 
-class GradeInSandbox(NbGraderPreprocessor):
-    """Puts a submission's result into its notebook, in the place of running it."""
-
-    def preprocess(
-        self, nb: NotebookNode, resources: dict[str, Any]
-    ) -> tuple[NotebookNode, dict[str, Any]]:
-        """Write the verdicts into our notebook with the student's text."""
-        from . import engine
-
-        unit = resources["nbgrader"]["assignment"]
-        student = resources["nbgrader"]["student"]
-        if (unit, student) in _at_hand:  # `write` has made the notebook
-            node, result = nb, _at_hand[unit, student][0]
-        else:
-            result, work = engine.result_of(unit, student)
-            node = notebooks.clean(paths.release(unit) / f"{unit}.ipynb", work)
-            restore = OverwriteCells(parent=self.parent)
-            node, resources = restore.preprocess(node, resources)
-        notebooks.write_outputs(node, result)
-        return node, resources
-
-
-def configure(config: Config) -> None:
-    """Fill in nbgrader's configuration as far as it is about grading.
-
-    Used here and by ``nbgrader_config.py``.
-    """
-    steps = Autograde.autograde_preprocessors.default()
-    config.Autograde.autograde_preprocessors = [
-        GradeInSandbox if step is Execute else step for step in steps
-    ]
-    shown = GenerateFeedback.preprocessors.default()
-    config.GenerateFeedback.preprocessors = [shown[0], ClearHiddenTests, *shown[1:]]
+def settings() -> Config:
+    """nbgrader's settings: the course's ``nbgrader_config.py``, if it has one."""
+    config = Config()
+    release.configure(config)
+    path = paths.root() / "nbgrader_config.py"
+    if path.is_file():
+        config.merge(PyFileConfigLoader(path.name, path=str(path.parent)).load_config())
+    return config
 
 
 def submitted_path(unit: str, student: str) -> Path:
@@ -96,8 +77,51 @@ def feedback_path(unit: str, student: str) -> Path:
 
 
 def database_url() -> str:
-    """The address of the gradebook."""
-    return f"sqlite:///{paths.course() / 'gradebook.db'}"
+    """Where the gradebook is: nbgrader's ``db_url`` if set, or the course's file."""
+    own = settings().CourseDirectory
+    return own.db_url if "db_url" in own else f"sqlite:///{_own_file()}"
+
+
+def _own_file() -> Path:
+    return paths.course() / "gradebook.db"
+
+
+def exists() -> bool:
+    """Whether there is a gradebook; one on a server is taken to be there."""
+    return database_url() != f"sqlite:///{_own_file()}" or _own_file().is_file()
+
+
+@contextlib.contextmanager
+def open_gradebook(url: str | None = None) -> Iterator[Gradebook]:
+    """Open the gradebook, to be used in a ``with`` statement.
+
+    Raises:
+        CourseError: if the database cannot be reached or read.
+    """
+    url = url or database_url()
+    with readable(url):
+        with programs_of_this_python():
+            book = Gradebook(url, COURSE)
+        with book:
+            yield book
+
+
+@contextlib.contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Say in one sentence why a database cannot be used.
+
+    Raises:
+        CourseError: if it cannot.
+    """
+    try:
+        yield
+    except (DatabaseError, NoSuchModuleError, ModuleNotFoundError) as error:
+        cause = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        shown = make_url(url).render_as_string(hide_password=True)
+        raise CourseError(
+            f"the gradebook {shown} cannot be used: {cause}. "
+            "Nothing is lost: results are kept, run the same command again"
+        ) from error
 
 
 def make_assignment(unit: str, manifest: dict[str, Any]) -> None:
@@ -115,23 +139,17 @@ def make_assignment(unit: str, manifest: dict[str, Any]) -> None:
         else:
             known = {cell.name: float(cell.max_score) for cell in notebook.grade_cells}
     if known != wanted:
-        release.generate(unit, paths.course())
-
-
-def open_gradebook() -> Gradebook:
-    """Open the gradebook, to be used in a ``with`` statement."""
-    with _programs_of_this_python():
-        return Gradebook(database_url(), "language-models-by-hand")
+        release.generate(unit, paths.course(), database_url())
 
 
 def students(unit: str) -> set[str]:
     """Whose graded work and feedback are there, in files and in the gradebook."""
-    with open_gradebook() as gradebook:
-        try:
-            known = gradebook.assignment_submissions(unit)
-        except MissingEntry:
-            known = []
-        found = {submission.student_id for submission in known}
+    with open_gradebook() as book:
+        found = book.db.scalars(
+            select(SubmittedAssignment.student_id)
+            .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
+            .where(Assignment.name == unit)
+        ).all()
     return {
         student
         for student in found
@@ -148,88 +166,330 @@ def write(unit: str, graded: Graded) -> None:
         graded: by student, whose submission lies at `submitted_path`: its result, and
             what intake read, None if the submission was refused
     """
-    shutil.rmtree(paths.course() / INTAKE, ignore_errors=True)
-    released = paths.release(unit) / f"{unit}.ipynb"
-    for student, (_, work) in graded.items():
-        folder = paths.course() / INTAKE / student / unit
-        folder.mkdir(parents=True)
-        nbformat.write(notebooks.clean(released, work), folder / f"{unit}.ipynb")
-        _copy_timestamp(submitted_path(unit, student).parent, folder)
-    config = Config()
-    release.configure(config)
-    configure(config)
-    config.CourseDirectory.submitted_directory = INTAKE
-    # The notebooks are ours: what nbgrader does to students' files has no work here.
-    config.Autograde.sanitize_preprocessors = [OverwriteCells]
-    config.Autograde.autograde_preprocessors = [
-        GradeInSandbox,
-        SaveAutoGrades,
-        AssignLatePenalties,
-    ]
-    _at_hand.update({(unit, student): facts for student, facts in graded.items()})
-    with tqdm(
-        total=2 * len(graded), desc="gradebook, feedback", disable=None, unit="page"
-    ) as progress:
-        try:
-            for converter in (Autograde, GenerateFeedback):
-                convert(converter, unit, list(graded), config, progress.update)
-        finally:
-            _at_hand.clear()
+    with open_gradebook() as book:
+        plan = _Plan(book, unit)
+        made = {
+            student: plan.fill_in(result, work)
+            for student, (result, work) in graded.items()
+        }
+        for student, node in made.items():
+            path = autograded_path(unit, student)
+            _replace(path, v4.writes(node) + "\n", 0o444)
+        _patiently(book, lambda: plan.write_rows(made))
+        given = marks(book, unit, list(graded))
+    for student, node in made.items():
+        result = graded[student][0]
+        page = feedback.page(
+            unit, student, result, notebooks.texts(node), given[student]
+        )
+        _replace(feedback_path(unit, student), page, 0o644)
 
 
-def convert(
-    converter: type[Autograde | GenerateFeedback],
-    unit: str,
-    students: list[str],
-    config: Config,
-    done: Callable[[], object] = lambda: None,
-) -> None:
-    """Run one of nbgrader's converters over some students' work.
+def write_feedback(unit: str) -> int:
+    """Make all feedback pages again, with what was given by hand since.
 
-    Args:
-        converter: the converter
-        unit: the unit
-        students: whose work; that of others is let alone
-        config: nbgrader's configuration
-        done: called after each student
+    Returns:
+        How many there are.
+
+    Raises:
+        CourseError: if nothing of the unit is graded.
     """
-    course = CourseDirectory(config=config)
-    course.assignment_id = unit
-    steps = (course.submitted_directory, course.autograded_directory)
-    known = {
-        path.name
-        for step in steps
-        for path in (paths.course() / step).glob("*")
-        if path.is_dir()
-    }
-    course.student_id_exclude = ",".join(sorted(known - set(students)))
-    running = converter(coursedir=course, config=config)
-    running.force = True
-    running.post_convert_hook = lambda **_: done()
-    with _quiet() as said, _programs_of_this_python():
+    if not exists():
+        raise _nothing_graded(unit)
+    known = sorted(students(unit))
+    if not known:
+        raise _nothing_graded(unit)
+    with open_gradebook() as book:
+        given = marks(book, unit, known)
+    for student in known:
+        node = notebooks.read(autograded_path(unit, student))
+        page = feedback.of_notebook(unit, student, node, given[student])
+        _replace(feedback_path(unit, student), page, 0o644)
+    return len(known)
+
+
+def _nothing_graded(unit: str) -> CourseError:
+    return CourseError(f"no submission of {unit} is graded: run lmcourse grade {unit}")
+
+
+def _patiently(book: Gradebook, do: Callable[[], Result]) -> Result:
+    """Run a transaction; while the database is locked or away, try again."""
+    for wait in WAITS:
         try:
-            running.start()
-        except Exception as error:
-            causes = [text for text in said if text.startswith("Traceback")]
-            cause = [*causes, *said, str(error)][0].strip().splitlines()[-1]
-            raise CourseError(
-                f"nbgrader could not write {unit} into the gradebook: {cause}"
-            ) from error
+            return _in_transaction(book, do)
+        except OperationalError:
+            time.sleep(wait)
+    return _in_transaction(book, do)
 
 
-def _copy_timestamp(source: Path, target: Path) -> None:
-    """Copy nbgrader's note of the day of submission, if it is one."""
-    content = intake.read_file(source / "timestamp.txt")
+def _in_transaction(book: Gradebook, do: Callable[[], Result]) -> Result:
+    try:
+        result = do()
+        book.db.commit()
+    except BaseException:
+        book.db.rollback()
+        raise
+    return result
+
+
+def _replace(path: Path, text: str, mode: int) -> None:
+    """Write a file so that a reader finds the old one or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.new")
+    half.write_text(text, encoding="utf-8")
+    half.chmod(mode)
+    half.replace(path)
+
+
+def timestamp(folder: Path) -> datetime | None:
+    """Read nbgrader's note of the time of submission, in UTC, if it is one."""
+    content = intake.read_file(folder / "timestamp.txt")
     if isinstance(content, intake.Refusal) or len(content) > MAX_TIMESTAMP:
-        return
+        return None
     with contextlib.suppress(ValueError, OverflowError, TypeError, AttributeError):
         text = content.decode("utf-8").strip()
-        if text and parse_utc(text) is not None:
-            (target / "timestamp.txt").write_text(text + "\n", encoding="utf-8")
+        return utils.parse_utc(text) if text else None
+    return None
+
+
+class _Plan:
+    """The unit in the gradebook: what its rows hang on, and its notebook."""
+
+    def __init__(self, book: Gradebook, unit: str) -> None:
+        self.book, self.db, self.unit = book, book.db, unit
+        notebook = book.find_notebook(unit, unit)
+        self.notebook_id, self.assignment = notebook.id, notebook.assignment
+        self.assignment_id = notebook.assignment.id
+        cells = self.db.execute(
+            select(BaseCell.name, BaseCell.id, BaseCell.type).where(
+                BaseCell.notebook_id == notebook.id
+            )
+        ).all()
+        self.graded = {n: i for n, i, kind in cells if kind != "SolutionCell"}
+        self.commented = {n: i for n, i, kind in cells if kind != "GradeCell"}
+        source = select(SourceCell).where(SourceCell.notebook_id == notebook.id)
+        self.template = notebooks.restored(
+            notebooks.read(paths.release(unit) / f"{unit}.ipynb"),
+            {cell.name: cell for cell in self.db.scalars(source)},
+        )
+
+    def fill_in(self, result: dict[str, Any], work: intake.Work | None) -> NotebookNode:
+        """The autograded notebook of one submission."""
+        node = notebooks.filled_in(self.template, work)
+        notebooks.write_outputs(node, result)
+        return node
+
+    def write_rows(self, made: dict[str, NotebookNode]) -> None:
+        """Write the rows of a batch, as part of one transaction."""
+        self._add_students(list(made))
+        submissions = self._submissions(list(made))
+        notebook_ids = self._notebooks(submissions)
+        grades, comments = [], []
+        for student, node in made.items():
+            for cell in node.cells:
+                self._read_cell(cell, notebook_ids[student], grades, comments)
+        self._store(Grade, grades, self.graded)
+        self._store(Comment, comments, self.commented)
+        self.db.flush()
+        self._punish_lateness(notebook_ids)
+
+    def _read_cell(
+        self, cell: NotebookNode, notebook: str, grades: list, comments: list
+    ) -> None:
+        """Take from a cell what nbgrader's ``SaveAutoGrades`` would."""
+        name = notebooks.grade_id(cell)
+        if name in self.graded and utils.is_grade(cell):
+            score, _ = utils.determine_grade(cell)
+            row = {"notebook_id": notebook, "cell_id": self.graded[name]}
+            grades.append({**row, "auto_score": score})
+        if name in self.commented and (utils.is_solution(cell) or utils.is_task(cell)):
+            same = cell.metadata.nbgrader.get("checksum") == utils.compute_checksum(
+                cell
+            )
+            text = "No response." if same and not utils.is_task(cell) else None
+            row = {"notebook_id": notebook, "cell_id": self.commented[name]}
+            comments.append({**row, "auto_comment": text})
+
+    def _add_students(self, names: list[str]) -> None:
+        there = set(self.db.scalars(select(Student.id).where(Student.id.in_(names))))
+        if new := [{"id": name} for name in names if name not in there]:
+            self.db.execute(insert(Student), new)
+
+    def _submissions(self, names: list[str]) -> dict[str, str]:
+        """The submissions' ids by student; new ones are made."""
+        found = self.db.execute(
+            select(SubmittedAssignment.student_id, SubmittedAssignment.id).where(
+                SubmittedAssignment.assignment_id == self.assignment_id,
+                SubmittedAssignment.student_id.in_(names),
+            )
+        ).all()
+        known, new, dated = dict(found), [], []
+        for name in names:
+            when = timestamp(submitted_path(self.unit, name).parent)
+            if name in known:
+                if when is not None:
+                    dated.append({"id": known[name], "timestamp": when})
+                continue
+            known[name] = uuid4().hex
+            row = {"id": known[name], "assignment_id": self.assignment_id}
+            new.append({**row, "student_id": name, "timestamp": when})
+        self._write(SubmittedAssignment, new, dated)
+        return known
+
+    def _notebooks(self, submissions: dict[str, str]) -> dict[str, str]:
+        """The submitted notebooks' ids by student; new ones are made."""
+        found = self.db.execute(
+            select(SubmittedNotebook.assignment_id, SubmittedNotebook.id).where(
+                SubmittedNotebook.notebook_id == self.notebook_id,
+                SubmittedNotebook.assignment_id.in_(list(submissions.values())),
+            )
+        ).all()
+        known, new = dict(found), []
+        for submission in submissions.values():
+            if submission not in known:
+                known[submission] = uuid4().hex
+                row = {"id": known[submission], "assignment_id": submission}
+                new.append({**row, "notebook_id": self.notebook_id})
+        self._write(SubmittedNotebook, new, [])
+        return {student: known[own] for student, own in submissions.items()}
+
+    def _store(self, model: Any, rows: list[dict], cells: dict[str, str]) -> None:
+        """Write grades or comments, into the rows that are there or into new ones."""
+        own = {row["notebook_id"] for row in rows}
+        there = self.db.execute(select(model).where(model.notebook_id.in_(own)))
+        known = {(row.notebook_id, row.cell_id): row for row in there.scalars()}
+        new, changed = [], []
+        for row in rows:
+            old = known.get((row["notebook_id"], row["cell_id"]))
+            if model is Grade:
+                given = old is not None and old.manual_score is not None
+                row["needs_manual_grade"] = given or row["auto_score"] is None
+            if old is None:
+                new.append({"id": uuid4().hex, **row})
+            else:
+                changed.append({"id": old.id, **row})
+        self._write(model, new, changed)
+
+    def _write(self, model: Any, new: list[dict], changed: list[dict]) -> None:
+        if new:
+            self.db.execute(insert(model), new)
+        if changed:
+            self.db.execute(update(model), changed)
+
+    def _punish_lateness(self, notebook_ids: dict[str, str]) -> None:
+        """Ask nbgrader's plugin for late submissions, where one is late."""
+        self.db.expire_all()
+        step = AssignLatePenalties(config=settings())
+        step.init_plugin()
+        found = self.db.execute(
+            select(SubmittedNotebook, SubmittedAssignment)
+            .join(SubmittedNotebook.assignment)
+            .where(SubmittedNotebook.id.in_(list(notebook_ids.values())))
+        ).all()
+        for notebook, submission in found:
+            late = submission.total_seconds_late if self.assignment.duedate else 0
+            penalty = None
+            if late > 0:
+                penalty = step.plugin_inst.late_submission_penalty(
+                    submission.student_id, notebook.score, late
+                )
+            if penalty is not None:
+                penalty = min(max(penalty, 0), notebook.score)
+            if notebook.late_submission_penalty != penalty:
+                notebook.late_submission_penalty = penalty
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One cell's points, as they count; None while a person has not graded it."""
+
+    score: float | None
+    max_score: float
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the gradebook holds about one submission, by cell."""
+
+    cells: dict[str, Mark]
+    comments: dict[str, str]
+    penalty: float
+
+    @property
+    def total(self) -> float:
+        """The points that count, what lateness costs taken off."""
+        return max(0.0, sum(m.score or 0 for m in self.cells.values()) - self.penalty)
+
+
+def marks(
+    book: Gradebook, unit: str, students: list[str] | None = None
+) -> dict[str, Marks]:
+    """Read scores and comments in a few queries, whatever the size of the class.
+
+    Args:
+        book: the gradebook
+        unit: the unit
+        students: whose; everybody's if not given
+    """
+    found: dict[str, Marks] = {}
+    for student, penalty in book.db.execute(
+        _of(
+            select(
+                SubmittedAssignment.student_id,
+                SubmittedNotebook.late_submission_penalty,
+            ).select_from(SubmittedNotebook),
+            unit,
+            students,
+        )
+    ):
+        found[student] = Marks({}, {}, penalty or 0.0)
+    points = {
+        name: score
+        for kind in (GradeCell, TaskCell)
+        for name, score in book.db.execute(
+            select(kind.name, kind.max_score)
+            .join(Notebook, kind.notebook_id == Notebook.id)
+            .join(Assignment, Notebook.assignment_id == Assignment.id)
+            .where(Assignment.name == unit)
+        )
+    }
+    columns = (Grade.auto_score, Grade.manual_score, Grade.extra_credit)
+    for student, cell, automatic, manual, extra in book.db.execute(
+        _of(_per_cell(Grade, *columns), unit, students)
+    ):
+        score = automatic if manual is None else manual
+        score = None if score is None else score + (extra or 0)
+        found[student].cells[cell] = Mark(score, points[cell])
+    columns = (Comment.auto_comment, Comment.manual_comment)
+    for student, cell, automatic, manual in book.db.execute(
+        _of(_per_cell(Comment, *columns), unit, students)
+    ):
+        if text := automatic if manual is None else manual:
+            found[student].comments[cell] = text
+    return found
+
+
+def _per_cell(model: Any, *columns: Any) -> Any:
+    return (
+        select(SubmittedAssignment.student_id, BaseCell.name, *columns)
+        .select_from(model)
+        .join(BaseCell, model.cell_id == BaseCell.id)
+        .join(SubmittedNotebook, model.notebook_id == SubmittedNotebook.id)
+    )
+
+
+def _of(query: Any, unit: str, students: list[str] | None) -> Any:
+    query = query.join(
+        SubmittedAssignment, SubmittedNotebook.assignment_id == SubmittedAssignment.id
+    ).join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
+    query = query.where(Assignment.name == unit)
+    if students is not None:
+        query = query.where(SubmittedAssignment.student_id.in_(students))
+    return query
 
 
 @contextlib.contextmanager
-def _programs_of_this_python() -> Iterator[None]:
+def programs_of_this_python() -> Iterator[None]:
     """Let nbgrader find alembic, also where the virtual environment is not active."""
     before = os.environ.get("PATH", "")
     folder = str(Path(sys.executable).parent)
@@ -238,25 +498,3 @@ def _programs_of_this_python() -> Iterator[None]:
         yield
     finally:
         os.environ["PATH"] = before
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Keep nbgrader's log, of which only errors matter, instead of printing it."""
-    from traitlets.log import get_logger
-
-    logger, said = get_logger(), []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    handler = Keep(level=logging.ERROR)
-    before, propagate = list(logger.handlers), logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield said
-    finally:
-        logger.handlers, logger.propagate = before, propagate

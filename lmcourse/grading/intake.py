@@ -36,7 +36,8 @@ def read_file(path: Path) -> bytes | Refusal:
     """Read a submitted file that may be anything.
 
     Links are not followed, and only plain files are opened, so that neither a pipe can
-    stop the class nor a link lead elsewhere.
+    stop the class nor a link lead elsewhere. A file with a second name is refused too:
+    a hard link could lead to a solution.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -45,9 +46,9 @@ def read_file(path: Path) -> bytes | Refusal:
     except OSError:
         return Refusal("no file", f"{path.name} is no plain file.")
     facts = os.fstat(descriptor)
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
         os.close(descriptor)
-        return Refusal("no file", f"{path.name} is no plain file.")
+        return Refusal("no file", f"{path.name} is no plain file of its own.")
     with open(descriptor, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -14,21 +14,55 @@ from nbformat import NotebookNode, v4
 from . import intake
 
 
+def read(path: Path) -> NotebookNode:
+    """Read a notebook of ours."""
+    return nbformat.read(path, as_version=4)
+
+
 def clean(release: Path, work: intake.Work | None) -> NotebookNode:
-    """The released notebook with the student's text in its cells.
+    """The released notebook with the student's text in its cells; see `filled_in`."""
+    return filled_in(read(release), work)
+
+
+def filled_in(node: NotebookNode, work: intake.Work | None) -> NotebookNode:
+    """A notebook with the student's text in its cells, and without outputs.
 
     Args:
-        release: the notebook as it was released
+        node: the notebook; it stays as it is, and the copy shares the cells' metadata
         work: what the student wrote; None for a submission that was refused
     """
-    node = nbformat.read(release, as_version=4)
+    cells = []
     for cell in node.cells:
+        own = NotebookNode(cell)
         name = grade_id(cell)
         if work is not None and name in work.cells:
-            cell.source = work.cells[name]
+            own.source = work.cells[name]
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            own.outputs, own.execution_count = [], None
+        cells.append(own)
+    return NotebookNode({**node, "cells": cells})
+
+
+def restored(node: NotebookNode, known: dict[str, Any]) -> NotebookNode:
+    """Give locked cells the source that the gradebook keeps, hidden checks included.
+
+    This is what nbgrader's ``OverwriteCells`` does to every submission.
+
+    Args:
+        node: the released notebook, which is changed
+        known: by the cell's id, nbgrader's ``SourceCell``
+    """
+    for cell in node.cells:
+        if (source := known.get(grade_id(cell))) is not None:
+            cell.metadata.nbgrader["checksum"] = source.checksum
+            if source.locked:
+                cell.source = source.source
     return node
+
+
+def texts(node: NotebookNode) -> dict[str, str]:
+    """The text of every cell that has an id."""
+    return {name: cell.source for cell in node.cells if (name := grade_id(cell))}
 
 
 def grade_id(cell: NotebookNode) -> str:

@@ -10,10 +10,11 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -23,8 +24,9 @@ from .. import mistakes
 from . import forbidden, messages
 from .cells import Statement, statements
 from .inside import wire, world
+from .recognise import Key, Recogniser, is_error
 
-Key = tuple[int, int]  # the statement, and which of its checks
+MAX_SECONDS = 300  # of computing, to judge one submission
 
 
 class Reference:
@@ -32,7 +34,6 @@ class Reference:
 
     def __init__(self, manifest: dict[str, Any], known: mistakes.UnitMistakes) -> None:
         self.manifest = manifest
-        self.known = known.mistakes
         self.tests = {
             cell["id"]: cell for cell in manifest["cells"] if cell["kind"] == "test"
         }
@@ -45,8 +46,7 @@ class Reference:
                 done = world.run_cell(cell["source"], cell["id"], self.namespace)
                 if done["error"] is not None:
                     raise RuntimeError(f"the solution of {cell['id']}: {done['error']}")
-        for name in self.tests:  # shows that it runs, and imports what it needs
-            self.record(name, seed=0)
+        self.recogniser = Recogniser(self, known.mistakes)
 
     def record(
         self,
@@ -102,7 +102,7 @@ class Reference:
             if (why := _why_wrong(outcomes.get(key), record, run, key, hidden)) != "":
                 wrong[key] = why
         values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
-        recognised = self._recognise(name, seed, expected, values, set(wrong))
+        recognised = self.recogniser.find(name, seed, expected, values, set(wrong))
         points = self.tests[name]["points"]
         copied = self._only_visible_pass(name, expected, wrong)
         counted = 0 if copied else len(expected) - len(wrong)
@@ -123,12 +123,13 @@ class Reference:
                 }
                 for number, (key, record) in enumerate(expected.items(), start=1)
             ],
-            "mistakes": [recognised["name"]] if recognised else [],
-            "says": recognised["says"] if recognised else "",
+            "mistakes": [recognised.name] if recognised else [],
+            "says": recognised.says if recognised else "",
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Judge a whole submission: its recorded tests, and its solutions as text."""
+        self.recogniser.next_submission()
         verdicts = {
             name: self.judge(name, test["seed"], test["run"])
             for name, test in request["tests"].items()
@@ -154,64 +155,6 @@ class Reference:
         """
         hidden = {key for key in expected if self.statements[name][key[0]].hidden}
         return bool(hidden) and hidden <= set(wrong)
-
-    def _recognise(
-        self,
-        name: str,
-        seed: int,
-        expected: dict[Key, Any],
-        values: dict[Key, Any],
-        wrong: set[Key],
-    ) -> dict[str, Any] | None:
-        """Find the known mistake that gives most of the student's wrong values."""
-        telling = {key for key in wrong & set(values) if not _is_error(values[key])}
-        if not telling:
-            return None
-        own = self.manifest["questions"][self.tests[name]["question"]]
-        own_target = own.get("implements") or self.tests[name]["question"]
-        first = min(telling)
-        best, best_rank = None, (0, 0, 0)
-        nearest = sorted(self.known, key=lambda known: known.target != own_target)
-        for known in filter(self._concerns, nearest):
-            theirs = self.record(name, seed, known, last=first[0])
-            if not _same(values[first], theirs.get(first), expected[first]):
-                continue  # most are told apart here, before the rest of the cell runs
-            theirs = self.record(name, seed, known)
-            same = {
-                key
-                for key in telling
-                if _same(values[key], theirs.get(key), expected[key])
-            }
-            also_right = sum(
-                key in theirs and plain.judge(theirs[key]["value"], record) is None
-                for key, record in expected.items()
-                if key not in wrong
-            )
-            rank = (len(same), also_right, known.target == own_target)
-            if same and rank > best_rank:
-                best_rank = rank
-                best = {"name": known.name, "says": known.says}
-            if len(same) == len(telling) and also_right == len(expected) - len(wrong):
-                break  # it explains everything
-        return best
-
-    def _concerns(self, known: mistakes.Known) -> bool:
-        module, _, name = known.target.rpartition(".")
-        return bool(module) or name in self.namespace
-
-
-def _same(
-    yours: Any, mistaken: dict[str, Any] | None, expected: dict[str, Any]
-) -> bool:
-    """Whether a value is the one that a mistake gives."""
-    if mistaken is None or _is_error(mistaken["value"]):
-        return False
-    exact = {"value": mistaken["value"], "at_least": None, "at_most": None}
-    return plain.judge(yours, {**expected, **exact}) is None
-
-
-def _is_error(value: object) -> bool:
-    return isinstance(value, dict) and "error" in value
 
 
 def _outcomes(run: dict[str, Any], known: list[Statement]) -> dict[Key, dict]:
@@ -249,7 +192,7 @@ def _why_wrong(
         )
     if "error" in outcome:
         return messages.of_error(outcome["error"], hidden)
-    if _is_error(outcome["value"]):
+    if is_error(outcome["value"]):
         return messages.of_error(outcome["value"], hidden)
     mismatch = plain.judge(outcome["value"], record)
     return "" if mismatch is None else messages.of_value(mismatch, hidden)
@@ -277,10 +220,22 @@ def main() -> None:
             return
         child = os.fork()  # whatever a test leaves behind ends with its submission
         if child == 0:
-            wire.send(control, reference.answer(request))
-            os._exit(0)
+            _judge_within_limits(reference, request, control)
         if os.waitpid(child, 0)[1] != 0:
-            wire.send(control, {"error": "the reference failed on this submission"})
+            wire.send(control, {"failed": True})
+
+
+def _judge_within_limits(
+    reference: Reference, request: dict[str, Any], control: socket.socket
+) -> NoReturn:
+    """Judge, and end; a submission that is hard to judge stops no other one."""
+    ended = 1
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+        wire.send(control, reference.answer(request))
+        ended = 0
+    finally:
+        os._exit(ended)
 
 
 if __name__ == "__main__":

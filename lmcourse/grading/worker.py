@@ -6,10 +6,12 @@ neither the student's code nor the reference itself.
 """
 
 import hashlib
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from .inside import wire
 from .inside.student import SLACK
 from .seeds import seed_of
 
-ATTEMPTS = 2  # a student's world that breaks down is started anew once
+ATTEMPTS = 2  # a world that breaks down is started anew once
 PATIENCE = 30  # seconds on the clock beyond the limits of all cells together
+JUDGE_SECONDS = 600  # on the clock, for the reference to start or to judge
+BROKEN = "A process of the grader broke down twice over it; a person must look."
 
 
 class Worker:
@@ -30,6 +34,7 @@ class Worker:
     Args:
         manifest: the unit's manifest
         tests: from `cells.bare_tests`, made before: Python 3.11 cannot parse in threads
+        n_visible: from `cells.n_visible`: how many of a test's statements come first
         manifest_path: where it lies, for the judge to read
         mistakes_path: the file with the unit's known mistakes
         blank_tree: a folder that holds lmcore with the graded bodies blank
@@ -41,6 +46,7 @@ class Worker:
         self,
         manifest: dict[str, Any],
         tests: dict[str, list[str]],
+        n_visible: dict[str, int],
         manifest_path: Path,
         mistakes_path: Path,
         blank_tree: Path,
@@ -49,19 +55,21 @@ class Worker:
     ) -> None:
         self.manifest, self.secret = manifest, secret
         self.blank_tree, self.sandboxed = blank_tree, sandboxed
-        self.tests = tests
+        self.tests, self.n_visible = tests, n_visible
+        self.judge_files = [str(manifest_path), str(mistakes_path)]
+        self._start()
+
+    def _start(self) -> None:
+        self.modules: list[str] | None = None  # what the reference's run imported
         self.judge, theirs = socket.socketpair()
         self.judge_process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "lmcourse.grading.reference"),
-                *(str(manifest_path), str(mistakes_path)),
-            ],
+            [sys.executable, "-m", "lmcourse.grading.reference", *self.judge_files],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
+            env={**os.environ, **sandbox.SAME_EVERYWHERE},
         )
         theirs.close()
-        self.parent = sandbox.start(blank_tree, sandboxed)
-        self.modules: list[str] | None = None  # what the reference's run imported
+        self.parent = sandbox.start(self.blank_tree, self.sandboxed)
 
     def __enter__(self) -> "Worker":
         return self
@@ -79,12 +87,11 @@ class Worker:
         """Wait for the judge; it knows what the student's world needs to import."""
         if self.modules is None:
             self.modules = self._ask(None)["modules"]
-            self.parent.prepare(self.modules)
+            self.parent.prepare(self.modules, self._memory_mb())
 
     def _restart(self) -> None:
-        self.parent.close()
-        self.parent = sandbox.start(self.blank_tree, self.sandboxed)
-        self.parent.prepare(self.modules)
+        self.close()
+        self._start()
 
     def grade(self, content: bytes) -> dict[str, Any]:
         """Grade the bytes of a notebook; the same bytes give the same result."""
@@ -92,48 +99,73 @@ class Worker:
         work = intake.read(content, self.manifest)
         if isinstance(work, intake.Refusal):
             return refused(self.manifest, work, digest)
-        for attempt in range(ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 self._prepare()
                 cells, runs = self._run(work, digest)
-                break
+                answer = self._judge(work, runs, digest)
             except (wire.Broken, TimeoutError):
                 self._restart()
-                if attempt == ATTEMPTS - 1:
-                    reason = "The student's world broke down; a person must look."
-                    broken = intake.Refusal("broken", reason)
-                    return refused(self.manifest, broken, digest)
-        answer = self._judge(work, runs, digest)
-        return join(self.manifest, work, digest, cells, answer)
+            else:
+                return join(self.manifest, work, digest, cells, answer)
+        return refused(self.manifest, intake.Refusal("broken", BROKEN), digest)
 
-    def _run(self, work: intake.Work, digest: str) -> tuple[list, dict[str, Any]]:
-        """Run a submission in the student's world; returns what cells and tests did."""
+    def _run(
+        self, work: intake.Work, digest: str
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Run a submission in the student's world; returns what cells and tests did.
+
+        A test that ends the process it came from costs itself only: those after it run
+        in another student's world.
+        """
         cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
         tests = [self._test(cell, digest) for cell in self._code("test")]
-        limits = [q["limits"] for q in self.manifest["questions"].values()]
+        done: list[Any] | None = None
+        runs: dict[str, Any] = {}
+        while waiting := [test for test in tests if test["id"] not in runs]:
+            ended, found = self._run_once(cells, waiting)
+            done = ended if done is None else done
+            runs |= found
+        pairs = zip(cells, [*(done or []), *[None] * len(cells)], strict=False)
+        return [records.cell(data, cell["id"]) for cell, data in pairs], runs
+
+    def _run_once(
+        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Run cells and tests in a new student's world, until one test ruins it.
+
+        The visible statements of all tests run before the first hidden one: what a
+        student reads about visible checks was written when no hidden check was there.
+
+        Returns:
+            What the cells did, and by id what those tests did that are done with.
+        """
         seconds = sum(item["seconds"] for item in [*cells, *tests])
         deadline = time.monotonic() + SLACK * seconds + PATIENCE
-        channel = self.parent.open()
-        with channel:
-            wire.send(
-                channel,
-                {
-                    "cells": cells,
-                    "max_seconds": sum(cell["seconds"] for cell in cells),
-                    "max_memory_mb": max(limit["memory_mb"] for limit in limits),
-                },
-            )
+        with self.parent.open() as channel:
+            wire.send(channel, self._order(cells))
             done = wire.receive(channel, deadline).get("cells")
-            wire.send(channel, {"tests": tests})
-            runs = {
-                test["id"]: records.test(
-                    wire.receive(channel, deadline), len(test["statements"])
-                )
-                for test in tests
-            }
-        done = done if isinstance(done, list) else []
-        pairs = zip(cells, [*done, *[None] * len(cells)], strict=False)
-        return [records.cell(data, cell["id"]) for cell, data in pairs], runs
+            rounds = _Rounds(tests, self.n_visible)
+            for orders in rounds:
+                wire.send(channel, {"tests": orders})
+                for order in orders:
+                    rounds.take(order, wire.receive(channel, deadline))
+                    if rounds.ruined:
+                        break
+        return done if isinstance(done, list) else [], rounds.runs
+
+    def _order(self, cells: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "cells": cells,
+            "max_seconds": sum(cell["seconds"] for cell in cells),
+            "max_memory_mb": self._memory_mb(),
+        }
+
+    def _memory_mb(self) -> int:
+        """The most that any question which runs code may use."""
+        questions = self.manifest["questions"].values()
+        running = [facts for facts in questions if not facts["written"]]
+        return max(facts["limits"]["memory_mb"] for facts in running)
 
     def _code(self, *kinds: str) -> list[dict[str, Any]]:
         return [cell for cell in self.manifest["cells"] if cell["kind"] in kinds]
@@ -157,7 +189,8 @@ class Worker:
         limits = [
             q["limits"] for name, q in questions.items() if name == cell["question"]
         ]
-        limits = limits or [q["limits"] for q in questions.values()]
+        running = [q["limits"] for q in questions.values() if not q["written"]]
+        limits = limits or running  # a given cell may need what any of them does
         return {
             "seconds": max(limit["seconds"] for limit in limits),
             "memory_mb": max(limit["memory_mb"] for limit in limits),
@@ -180,15 +213,73 @@ class Worker:
         return self._ask({"tests": tests, "solutions": solutions})
 
     def _ask(self, request: dict[str, Any] | None) -> dict[str, Any]:
-        try:
-            if request is not None:
-                wire.send(self.judge, request)
-            answer = wire.receive(self.judge)
-        except wire.Broken as problem:
-            raise CourseError(f"the reference's process ended: {problem}") from None
+        """Ask the judge.
+
+        Raises:
+            CourseError: if the reference does not run.
+            wire.Broken, TimeoutError: if the judge broke down over this request.
+        """
+        if request is not None:
+            wire.send(self.judge, request)
+        answer = wire.receive(self.judge, time.monotonic() + JUDGE_SECONDS)
         if "error" in answer:
             raise CourseError(f"the reference does not run: {answer['error']}")
+        if "failed" in answer:
+            raise wire.Broken("the judge failed on this submission")
         return answer
+
+
+class _Rounds:
+    """The two rounds of a submission's tests: first what is visible, then all.
+
+    Iterating gives what to run in each round. `take` gets what came back; after the
+    last round, or when a test has ruined the student's world, `runs` holds the tests
+    that are done with.
+    """
+
+    def __init__(self, tests: list[dict[str, Any]], n_visible: dict[str, int]) -> None:
+        self.tests, self.n_visible = tests, n_visible
+        self.runs: dict[str, Any] = {}
+        self.visible: dict[str, Any] = {}  # runs of visible statements, more to come
+        self.last: str | None = None  # the test that ran before
+        self.ruined = False
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        yield [
+            {**test, "statements": test["statements"][: self.n_visible[test["id"]]]}
+            for test in self.tests
+        ]
+        if not self.ruined and self.visible:
+            yield [test for test in self.tests if test["id"] in self.visible]
+
+    def take(self, order: dict[str, Any], data: dict[str, Any]) -> None:
+        """Note what a test did."""
+        name, first = order["id"], self.visible.get(order["id"])
+        run = records.test(data, len(order["statements"]))
+        if run["end"] == "lost":
+            self._ruin()
+        elif first is not None:
+            known = first["statements"]
+            run["statements"] = known + run["statements"][len(known) :]
+            self.runs[name] = run
+        elif run["end"] == "done" and self._has_more(name):
+            self.visible[name] = run
+        else:
+            self.runs[name] = run
+        self.last = name
+
+    def _has_more(self, name: str) -> bool:
+        (test,) = (test for test in self.tests if test["id"] == name)
+        return len(test["statements"]) > self.n_visible[name]
+
+    def _ruin(self) -> None:
+        """Lay the loss on the test that ran before; on all where none did."""
+        self.ruined = True
+        if self.last is None:
+            gone = {"end": "lost", "statements": []}
+            self.runs |= {test["id"]: gone for test in self.tests}
+        elif self.last not in self.runs:
+            self.runs[self.last] = {**self.visible[self.last], "end": "crash"}
 
 
 def refused(

@@ -96,17 +96,22 @@ def facts_for_notebook(
     return about | ({"book_url": book_url} if book_url else {})
 
 
-def generate(unit: str, course: Path) -> Path:
+def generate(unit: str, course: Path, database: str = "") -> Path:
     """Have nbgrader make the release of a unit in a course folder.
 
     It runs as a process of its own: it starts a kernel, and leaves it to the end of the
     process to close what it opened.
 
+    Args:
+        unit: the unit
+        course: nbgrader's course folder
+        database: the address of the gradebook; the folder's own if not given
+
     Raises:
         CourseError: if nbgrader cannot.
     """
     done = subprocess.run(
-        [sys.executable, "-m", __name__, unit, str(course)],
+        [sys.executable, "-m", __name__, unit, str(course), database],
         cwd=paths.root(),
         env=reference.environment() | _quiet_kernel(course),
         capture_output=True,
@@ -128,13 +133,15 @@ def _quiet_kernel(course: Path) -> dict[str, str]:
     return {"IPYTHONDIR": str(profile.parent)}
 
 
-def _main(unit: str, course: str) -> None:
+def _main(unit: str, course: str, database: str) -> None:
     from nbgrader.apps import NbGraderAPI
     from traitlets.config import Config
 
     config = Config()
     configure(config)
     config.CourseDirectory.root = course
+    if database:
+        config.CourseDirectory.db_url = database
     result = NbGraderAPI(config=config).generate_assignment(unit)
     if not result["success"]:
         sys.exit("\n".join([result.get("log") or "", result.get("error") or ""]))

@@ -26,6 +26,7 @@ from .text import (
 UNIT = re.compile(r"\d\d_[a-z][a-z0-9_]*")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 LIMITS = {"seconds": 10, "memory_mb": 1024, "device": "cpu"}
+DEVICES = ("cpu", "cuda")
 
 _KEYS = {  # what each kind of cell may state, and whether it must
     "given": {"given": True},
@@ -201,6 +202,12 @@ def _exercise(facts: dict[str, Any], kind: str, source: str, place: str) -> Exer
     limits = facts.pop("limits", None) or {}
     if not isinstance(limits, dict) or set(limits) - set(LIMITS):
         raise SourceError(f"{place}: limits may state {', '.join(LIMITS)}")
+    for key in ("seconds", "memory_mb"):
+        x = limits.get(key, 1)
+        if isinstance(x, bool) or not isinstance(x, int) or x <= 0:
+            raise SourceError(f"{place}: limits: {key} is {x!r}, expected 1 or more")
+    if limits.get("device", "cpu") not in DEVICES:
+        raise SourceError(f"{place}: limits: device is one of {', '.join(DEVICES)}")
     written = kind == "written"
     exercise = Exercise(name, limits=LIMITS | limits, written=written, **facts)
     if written:

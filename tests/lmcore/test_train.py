@@ -453,6 +453,8 @@ def test_the_bar_tells_loss_and_speed(capsys):
 
 
 @pytest.mark.slow
+# Of modules in torch that are imported when something is compiled.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_compiled_model_trains_alike(tmp_path):
     one, other = trainer(n_steps=3), trainer(n_steps=3, compile=True, folder=tmp_path)
     one.train()

@@ -11,12 +11,16 @@ import os
 import resource
 import signal
 
+from . import calls
+
 NEWNS, NEWUTS, NEWIPC = 0x00020000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
-NOSUID, NODEV = 0x2, 0x4
+READ_ONLY, NOSUID, NODEV = 0x1, 0x2, 0x4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 NOBODY = 65534
 WORKPLACE = "/tmp"
+N_FILES = 128  # open ones of one process, sockets and pipes included
+N_PROCESSES = 28  # and threads, of one submission; four or five of them are ours
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -53,13 +57,21 @@ def enter(disk_mb: int = 64) -> None:
         os.waitpid(first, 0)
         os._exit(0)
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    size = f"size={disk_mb}m,nr_inodes=4096,mode=0700".encode()
-    for folder in (b"/proc", b"/dev/shm", WORKPLACE.encode()):
-        _call("mount", b"tmpfs", folder, b"tmpfs", NOSUID | NODEV, size)
+    size = f"size={disk_mb}m,nr_inodes=4096,mode=0700"
+    _mount_empty("/proc", "size=4k,nr_inodes=1,mode=0555", READ_ONLY)
+    for folder in ("/dev/shm", WORKPLACE):
+        _mount_empty(folder, size)
     os.chdir(WORKPLACE)
     drop_capabilities()
+    calls.refuse_needless()
     # Without this, other processes of the same user could read this one's memory.
     _call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _mount_empty(folder: str, options: str, flags: int = 0) -> None:
+    """Put an empty folder, which lives in memory, over another one."""
+    flags |= NOSUID | NODEV
+    _call("mount", b"tmpfs", folder.encode(), b"tmpfs", flags, options.encode())
 
 
 def drop_capabilities() -> None:
@@ -86,7 +98,7 @@ def address_space() -> int:
         return 0
 
 
-def limit_submission(memory_bytes: int, seconds: float, n_processes: int) -> None:
+def limit_submission(memory_bytes: int, seconds: float) -> None:
     """Set what no process of the submission may exceed.
 
     ``seconds`` is what one process may compute, all its cells together; what one cell
@@ -94,8 +106,8 @@ def limit_submission(memory_bytes: int, seconds: float, n_processes: int) -> Non
     """
     _limit(resource.RLIMIT_CORE, 0, 0)
     _limit(resource.RLIMIT_FSIZE, 64 << 20, 64 << 20)
-    _limit(resource.RLIMIT_NOFILE, 256, 256)
-    _limit(resource.RLIMIT_NPROC, n_processes, n_processes)
+    _limit(resource.RLIMIT_NOFILE, N_FILES, N_FILES)
+    _limit(resource.RLIMIT_NPROC, N_PROCESSES, N_PROCESSES)
     whole = int(seconds) + 1
     _limit(resource.RLIMIT_CPU, whole, whole)
     if memory_bytes:

@@ -25,11 +25,13 @@ import sys
 import time
 from typing import Any
 
-from . import jail, wire
+from . import crowd, jail, wire
 
 SLACK = 3  # seconds on the clock allowed for each second of computing
 GRACE = 5.0  # seconds for a killed process to be reported
 MAX_TEST_BYTES = 32_000_000  # of all the values of one test
+MAX_PROCESS = 1 << 22  # the largest number that Linux gives to a process
+SHARE = 3  # times what one process may have is what all of a submission may have
 
 
 def main() -> None:
@@ -39,12 +41,14 @@ def main() -> None:
         jail.become_nobody()
     control = socket.socket(fileno=0)
     _warm_up()
-    for module in wire.receive(control)["import"]:
+    orders = wire.receive(control)
+    for module in orders["import"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that a child's garbage collection copies no page of the parent
     base = jail.address_space()
+    processes = crowd.Crowd(SHARE * (orders["memory_mb"] << 20))
     wire.send(control, {"ready": True})
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
@@ -56,7 +60,10 @@ def main() -> None:
             _keep(socket.socket(fileno=descriptors[0]), base, sandboxed)
             os._exit(0)
         os.close(descriptors[0])
-        os.waitpid(child, 0)
+        if sandboxed:
+            processes.wait(child)
+        else:
+            os.waitpid(child, 0)
 
 
 def _warm_up() -> None:
@@ -78,6 +85,8 @@ def _keep(channel: socket.socket, base: int, sandboxed: bool) -> None:
         jail.enter()
     else:
         os.setsid()
+    # The one signal that a student's code could end this process with.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
@@ -85,8 +94,9 @@ def _keep(channel: socket.socket, base: int, sandboxed: bool) -> None:
         work = wire.receive(channel)
         keeper = Keeper(channel, work, base, sandboxed)
         wire.send(channel, {"cells": keeper.run_cells(work["cells"])})
-        for test in wire.receive(channel)["tests"]:
-            wire.send(channel, keeper.run_test(test))
+        while True:
+            for test in wire.receive(channel)["tests"]:
+                wire.send(channel, keeper.run_test(test))
     except wire.Broken:
         return  # the grader has gone away
 
@@ -105,7 +115,6 @@ class Keeper:
             jail.limit_submission(
                 self._memory(work["max_memory_mb"]),
                 work["max_seconds"],
-                n_processes=len(work["cells"]) + 64,
             )
         self.link, theirs = socket.socketpair()
         if os.fork() == 0:
@@ -183,7 +192,14 @@ class Keeper:
         except wire.Broken:
             self.lost = True
             raise _Ended("lost") from None
-        self.process = self._answer(time.monotonic() + GRACE).get("started")
+        try:
+            answer = self._answer(time.monotonic() + GRACE)
+        except _Ended:
+            answer = {}  # of the process before, which had sent a message too many
+        if "started" not in answer:
+            self.lost = True
+            raise _Ended("lost")
+        self.process = answer["started"]
 
     def _answer(
         self, deadline: float, max_bytes: int = MAX_TEST_BYTES
@@ -208,7 +224,7 @@ class Keeper:
         return answer
 
     def _kill_process(self) -> None:
-        if isinstance(self.process, int) and self.process > 1:
+        if type(self.process) is int and 1 < self.process <= MAX_PROCESS:
             for kill in (os.killpg, os.kill):
                 try:
                     kill(self.process, signal.SIGKILL)
@@ -245,12 +261,14 @@ def _be_main_line(link: socket.socket) -> None:
     """Fork for every order; the fork that ran cells goes on as the main line."""
     from . import world
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     namespace = world.new_namespace()
     while True:
         try:
             order = wire.receive(link)
         except wire.Broken:
             return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a cell may have ignored it
         child = os.fork()
         if child != 0:
             _, status = os.waitpid(child, 0)

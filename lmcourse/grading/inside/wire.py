@@ -12,6 +12,7 @@ from typing import Any
 
 HEADER = struct.Struct(">I")
 MAX_BYTES = 64_000_000
+MAX_ITEMS = 2_000_000  # numbers, texts, lists: small ones grow thirtyfold when read
 
 
 class Broken(Exception):  # noqa: N818
@@ -58,12 +59,19 @@ def receive_sized(
     if length > max_bytes:
         raise Broken(f"a message of {length} bytes, at most {max_bytes} are read")
     try:
-        message = json.loads(_read(connection, length, deadline))
-    except (ValueError, RecursionError):
+        message = json.loads(_not_too_many(_read(connection, length, deadline)))
+    except (ValueError, RecursionError, MemoryError):
         raise Broken("a message that is no JSON") from None
     if not isinstance(message, dict):
         raise Broken("a message that is no object")
     return message, length
+
+
+def _not_too_many(content: bytes) -> bytes:
+    """Refuse a text that would become more objects than any honest message has."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_ITEMS:
+        raise Broken(f"a message of more than {MAX_ITEMS} items")
+    return content
 
 
 def _read(connection: socket.socket, length: int, deadline: float | None) -> bytes:

@@ -6,6 +6,7 @@ same seeds; only what stands in ``lmcore`` and in the cells differs.
 
 import ast
 import contextlib
+import functools
 import io
 import linecache
 import random
@@ -56,7 +57,9 @@ def new_namespace() -> dict[str, Any]:
 
 def set_seed(seed: int) -> None:
     """Bring every source of random numbers to the same state."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # torch.manual_seed takes milliseconds to ask
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -135,6 +138,11 @@ def describe(problem: BaseException) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=10_000)
+def _compiled(statement: str) -> types.CodeType:
+    return compile(statement, "<check>", "exec")
+
+
 class Test:
     """One test cell, run statement by statement, so that one error costs one check."""
 
@@ -164,7 +172,7 @@ class Test:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    exec(compile(source, "<check>", "exec"), self.namespace)
+                    exec(_compiled(source), self.namespace)
             except BaseException as problem:
                 error = describe(problem)
         return self.recorder.records[known:], error

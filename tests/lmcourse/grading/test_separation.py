@@ -101,7 +101,7 @@ def test_no_home_no_course_no_environment(see):
             "OMP_NUM_THREADS",
             "PATH",
         ),
-        *("PWD", "PYTHONHOME", "PYTHONPATH"),
+        *("PWD", "PYTHONHASHSEED", "PYTHONHOME", "PYTHONPATH"),
     }
 
 

@@ -1,0 +1,200 @@
+"""Plain nbgrader on top of our gradebook: a person grades in formgrader, in a browser.
+
+What she gives is in the feedback, in the exports and in the report, and stays when the
+work is graded again.
+"""
+
+import csv
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from lmcourse import paths
+from lmcourse.grading import engine, export, gradebook, report
+
+UNIT = "07_tiny"
+START_SECONDS = 120
+WAIT_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def browser() -> ModuleType:
+    """The hands of the book's tests; skips where there is no browser."""
+    path = Path(__file__).parents[2] / "book" / "browser.py"
+    spec = importlib.util.spec_from_file_location("browser", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if reason := module.missing():
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture
+def server(here, tmp_path) -> Iterator[str]:
+    """A Jupyter server with formgrader, in the project's folder; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
+        *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
+        *("--IdentityProvider.token=", "--PasswordIdentityProvider.hashed_password="),
+        "--ServerApp.jpserver_extensions={'nbgrader.server_extensions.formgrader':True}",
+    ]
+    folder = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+        "PATH": os.pathsep.join([folder, os.environ["PATH"]]),
+    }
+    log = tmp_path / "server.log"
+    with open(log, "wb") as output:
+        running = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, cwd=here
+        )
+    try:
+        address = f"http://127.0.0.1:{port}/formgrader"
+        _wait_for(address, running, log)
+        yield address
+    finally:
+        running.terminate()
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def _wait_for(address: str, running: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and running.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.3)
+    pytest.fail(f"the server does not answer:\n{log.read_text()[-3000:]}")
+
+
+def nbgrader(*arguments: str) -> None:
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def submitted_notebook(student: str) -> str:
+    with gradebook.open_gradebook() as book:
+        return book.find_submission_notebook(UNIT, UNIT, student).id
+
+
+def in_gradebook(student: str) -> tuple[float | None, str | None]:
+    with gradebook.open_gradebook() as book:
+        score = book.find_grade("why", UNIT, UNIT, student).manual_score
+        return score, book.find_comment("why", UNIT, UNIT, student).manual_comment
+
+
+def give(driver, address: str, score: str, comment: str) -> None:
+    """Open a submission and type points and a comment for the written question."""
+
+    def found(how: str, what: str):
+        return WebDriverWait(driver, WAIT_SECONDS).until(
+            lambda page: page.find_element(how, what)
+        )
+
+    driver.get(address)
+    points = found(By.CSS_SELECTOR, "input.score#why")
+    # The page fetches what is there already before it listens.
+    WebDriverWait(driver, WAIT_SECONDS).until(
+        lambda page: (
+            page.execute_script("return typeof grade_uis !== 'undefined'")
+            or points.get_attribute("placeholder") is not None
+        )
+    )
+    points.clear()
+    points.send_keys(score)
+    box = found(By.ID, "why-comment")
+    box.click()
+    box.send_keys(comment)
+    points.click()
+
+
+@pytest.mark.slow
+def test_a_person_grades_in_formgrader_and_it_counts_everywhere(
+    sandboxed, hand_in, handed_in, server, browser, tmp_path
+):
+    hand_in("ada")
+    hand_in("bob", handed_in(average="x = 1"))
+    engine.grade_folder(UNIT)
+    address = f"{server}/submissions/{submitted_notebook('ada')}/"
+    with browser.chromium(tmp_path) as driver:
+        driver.get(f"{server}/gradebook/{UNIT}/{UNIT}/")
+        WebDriverWait(driver, WAIT_SECONDS).until(
+            lambda page: page.find_elements(By.CSS_SELECTOR, "tbody tr td a")
+        )
+        try:
+            give(driver, address, "1.5", "You saw the point.")
+        except WebDriverException as error:
+            pytest.fail(f"{error}\n{driver.page_source[-2000:]}")
+        WebDriverWait(driver, WAIT_SECONDS).until(
+            lambda _: in_gradebook("ada") == (1.5, "You saw the point.")
+        )
+        # The hidden checks are the teacher's to see, in the page she grades.
+        assert "one lonely number" in driver.page_source
+    _nbgrader_s_feedback_is_ours_with_her_words()
+    _exports_have_her_points(tmp_path)
+    _grading_again_keeps_what_she_gave(hand_in, handed_in)
+
+
+def _nbgrader_s_feedback_is_ours_with_her_words() -> None:
+    nbgrader("generate_feedback", UNIT, "--force")
+    page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
+    assert "You saw the point." in page
+    assert "8.5 of 9 points" in page
+    assert "generator(1)" not in page
+    assert "<script" not in page
+    before = page
+    assert gradebook.write_feedback(UNIT) == 2
+    assert gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8") == before
+
+
+def _exports_have_her_points(tmp_path: Path) -> None:
+    nbgrader("export", f"--to={tmp_path / 'nbgrader.csv'}")
+    with open(tmp_path / "nbgrader.csv", newline="", encoding="utf-8") as file:
+        theirs = {
+            row["student_id"]: float(row["score"]) for row in csv.DictReader(file)
+        }
+    assert theirs == {"ada": 8.5, "bob": 3.0}
+    with open(export.write(UNIT, "moodle"), newline="", encoding="utf-8") as file:
+        ours = {row["Identifier"]: float(row["Grade"]) for row in csv.DictReader(file)}
+    assert ours == theirs
+    assert report.read_class(UNIT).rows[0].total == 8.5
+
+
+def _grading_again_keeps_what_she_gave(hand_in, handed_in) -> None:
+    hand_in("ada", handed_in(average="x = 1"))
+    assert engine.grade_folder(UNIT).graded == 1
+    assert in_gradebook("ada") == (1.5, "You saw the point.")
+    assert {row.student: row.total for row in report.read_class(UNIT).rows} == {
+        "ada": 4.5,
+        "bob": 3.0,
+    }
+    nbgrader("autograde", UNIT, "--force")
+    assert in_gradebook("ada") == (1.5, "You saw the point.")
+    assert (paths.course() / "autograded" / "ada" / UNIT).is_dir()
