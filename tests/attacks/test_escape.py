@@ -17,6 +17,8 @@ from bs4 import BeautifulSoup
 from lmcourse import paths
 from lmcourse.grading import converters, gradebook
 
+pytestmark = pytest.mark.slow
+
 UNIT = "07_tiny"
 AVERAGE = "def average(x):\n    return x.sum(-1) / x.shape[-1]\n"
 ALL = 7

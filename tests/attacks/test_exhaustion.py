@@ -11,6 +11,8 @@ import pytest
 
 from lmcourse.grading.inside import jail
 
+pytestmark = pytest.mark.slow
+
 RIGHT = "def average(x):\n    return x.sum(-1) / x.shape[-1]\n"
 ALL, SECOND_ONLY, NOTHING = 7, 3, 0
 

@@ -17,6 +17,8 @@ from lmcourse import paths
 from lmcourse.grading import gradebook, handin
 from lmcourse.grading.unit import load_result
 
+pytestmark = pytest.mark.slow
+
 UNIT = "07_tiny"
 WRONG = "def average(x):\n    return x\n"
 ALL, SECOND_ONLY, MAX_SCORE = 7, 3, 9

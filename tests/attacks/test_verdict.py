@@ -7,6 +7,8 @@ that one needs as well.
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WRONG = "def average(x):\n    return x\n"
 ALL = 7
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sphinx.locale
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
@@ -55,6 +56,7 @@ def small_book(tmp_path: Path) -> Callable[..., SmallBook]:
         for name, text in pages.items():
             (source / name).write_text(text, "utf8")
         warnings = io.StringIO()
+        sphinx.locale.translators.clear()  # an earlier book's language stays otherwise
         with docutils_namespace():
             app = Sphinx(
                 srcdir=source,

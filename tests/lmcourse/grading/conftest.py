@@ -6,12 +6,14 @@ notebook, one of lmcore, and a written question.
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lmcourse import paths
 from lmcourse.grading import sandbox
@@ -170,8 +172,19 @@ def make_project(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
-    """The tiny unit's project, built."""
-    folder = tmp_path_factory.mktemp("projects") / "tiny"
+    """The tiny unit's project, built; once for all processes that run tests."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    built = shared / "tiny-unit"
+    with FileLock(shared / "tiny-unit.lock"):
+        if not built.exists():
+            build_project(shared / "tiny-unit-in-the-making").rename(built)
+    return shutil.copytree(built, tmp_path_factory.mktemp("projects") / "tiny")
+
+
+def build_project(folder: Path) -> Path:
+    """Write the tiny unit and build its release."""
     make_project(folder)
     (folder / "solutions" / f"{UNIT}.md").write_text(SOLUTIONS, encoding="utf-8")
     (folder / "tests" / "mistakes" / f"{UNIT}.py").write_text(MISTAKES)

@@ -142,6 +142,7 @@ def test_without_a_sandbox_strangers_are_refused(hand_in, monkeypatch):
     assert load_result(UNIT, "ada") is None
 
 
+@pytest.mark.slow
 def test_unsafe_says_what_it_gives_up(hand_in, monkeypatch):
     hand_in("ada")
     monkeypatch.setattr(sandbox, "why_unavailable", lambda: "macOS has no namespaces")

@@ -87,6 +87,7 @@ def write(hand_in, handed_in, worker, empty_gradebook):
     return put
 
 
+@pytest.mark.slow
 def test_rows_and_notebooks_are_those_of_nbgrader_autograde(
     sandboxed, hand_in, handed_in
 ):

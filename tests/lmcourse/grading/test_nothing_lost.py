@@ -26,6 +26,8 @@ from lmcourse.grading import engine, gradebook
 from lmcourse.grading.inside import jail
 from lmcourse.grading.unit import Unit, load_result
 
+pytestmark = pytest.mark.slow
+
 UNIT = "07_tiny"
 RIGHT = "def average(x):\n    return x.sum(-1) / x.shape[-1]\n"
 ORDERS = RIGHT + (

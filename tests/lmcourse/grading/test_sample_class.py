@@ -55,6 +55,7 @@ def test_the_class_is_a_dozen_or_more_and_always_the_same(here, students):
     assert mistaken == exercises  # a known mistake for every exercise
 
 
+@pytest.mark.slow
 def test_every_submission_of_it_earns_what_it_must(sandboxed, here, students):
     unit = Unit(UNIT)
     points = {
