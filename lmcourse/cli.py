@@ -110,12 +110,19 @@ def grade(
     jobs: Annotated[
         int | None, typer.Option(help="submissions at a time; a core each if left out")
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="grade on a Dask cluster, such as tcp://10.0.0.7:8786"),
+    ] = None,
     unsafe: Annotated[
         bool, typer.Option(help="run strangers' code without a sandbox")
     ] = False,
 ) -> None:
     """Grade a class: sandboxed, into nbgrader's gradebook, with feedback."""
-    typer.echo(engine.grade_folder(unit, submitted, jobs=jobs, unsafe=unsafe))
+    done = engine.grade_folder(
+        unit, submitted, jobs=jobs, unsafe=unsafe, scheduler=scheduler
+    )
+    typer.echo(done)
 
 
 @app.command("report")

@@ -7,13 +7,12 @@ off, and a second run grades only what is new.
 import atexit
 import hashlib
 import os
-import queue
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from tqdm import tqdm
 from lmcourse import CourseError, paths
 
 from . import handin, intake, sandbox
+from .pool import Pool
 from .unit import Content, Unit
-from .worker import Worker, refused
+from .worker import refused
 
 STUDENT = re.compile(r"[^\W_][\w.@ +-]{0,99}")
 UNSAFE = (
@@ -57,6 +57,7 @@ def grade_folder(
     submitted: Path | None = None,
     jobs: int | None = None,
     unsafe: bool = False,
+    scheduler: str | None = None,
 ) -> Summary:
     """Grade a class and write nbgrader's gradebook and the feedback.
 
@@ -66,10 +67,13 @@ def grade_folder(
             reads; the course's own ``submitted`` if not given
         jobs: how many submissions at a time; one per core if not given
         unsafe: grade strangers' code also where the system has no sandbox
+        scheduler: the address of a Dask cluster that grades; this machine if not given
 
     Raises:
         CourseError: if something is missing or cannot be done.
     """
+    if unsafe and scheduler:
+        raise CourseError("a cluster grades in sandboxes only: leave out --unsafe")
     start = time.perf_counter()
     about = Unit(unit)
     own = paths.course() / "submitted"
@@ -83,9 +87,11 @@ def grade_folder(
     else:
         contents = handin.take_in(unit, folder, own, notes)
     waiting = [s for s, content in contents.items() if about.known(s, content) is None]
-    sandboxed = may_run(unit, [contents[s] for s in waiting], unsafe, notes)
+    sandboxed = scheduler is not None or may_run(
+        unit, [contents[s] for s in waiting], unsafe, notes
+    )
     try:
-        grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed)
+        grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed, scheduler)
         about.write(contents)
     except OSError as error:  # a full disk, a folder that cannot be written
         raise CourseError(
@@ -162,64 +168,61 @@ def grade_all(
     contents: dict[str, Content],
     jobs: int | None,
     sandboxed: bool,
+    scheduler: str | None = None,
 ) -> None:
     """Grade submissions, several at a time, and keep each result at once."""
-    if not contents:
+    readable: dict[str, bytes] = {}
+    for student, content in contents.items():
+        if isinstance(content, bytes):
+            readable[student] = content
+        else:
+            about.save(student, content, _refused(about, content))
+    if not readable:
         return
     about.make_tree()
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for student in contents:
-        waiting.put(student)
-    n_workers = max(1, min(jobs or os.cpu_count() or 1, len(contents)))
-    stop = threading.Event()
-    with tqdm(
-        total=len(contents), desc="grading", disable=None, unit="submission"
-    ) as progress:
+    if scheduler is None:
+        results = _grade_here(about, readable, jobs, sandboxed)
+    else:
+        from . import cluster  # Dask takes a second to import
 
-        def work_on() -> None:
-            with _Lazy(lambda: about.worker(sandboxed)) as worker:
-                while not stop.is_set():
-                    try:
-                        student = waiting.get_nowait()
-                    except queue.Empty:
-                        return
-                    content = contents[student]
-                    about.save(student, content, worker.grade(about, content))
-                    progress.update()
-
-        with ThreadPoolExecutor(n_workers) as pool:
-            running = [pool.submit(work_on) for _ in range(n_workers)]
-            try:
-                for one in running:
-                    one.result()
-            finally:
-                stop.set()
+        results = cluster.grade(scheduler, about, readable, jobs)
+    with (
+        closing(results),
+        tqdm(
+            total=len(readable), desc="grading", disable=None, unit="submission"
+        ) as progress,
+    ):
+        for student, result in results:
+            about.save(student, readable[student], result)
+            progress.update()
 
 
-class _Lazy:
-    """A worker that is started when the first readable submission comes."""
-
-    def __init__(self, start: Callable[[], Worker]) -> None:
-        self.start = start
-        self.worker: Worker | None = None
-
-    def __enter__(self) -> "_Lazy":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.worker is not None:
-            self.worker.close()
-
-    def grade(self, about: Unit, content: Content) -> dict[str, Any]:
-        """Grade one submission, or say why it is refused."""
-        if isinstance(content, intake.Refusal):
-            return refused(about.manifest, content, hashlib.sha256(b"").hexdigest())
-        if self.worker is None:
-            self.worker = self.start()
-        return self.worker.grade(content)
+def _refused(about: Unit, refusal: intake.Refusal) -> dict[str, Any]:
+    """The result of what could not even be read."""
+    return refused(about.manifest, refusal, hashlib.sha256(b"").hexdigest())
 
 
-_served: dict[str, tuple[Unit, _Lazy]] = {}  # for nbgrader, one submission at a time
+def _grade_here(
+    about: Unit, contents: dict[str, bytes], jobs: int | None, sandboxed: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Grade submissions on this machine; yields each student with the result."""
+    n_threads = max(1, min(jobs or os.cpu_count() or 1, len(contents)))
+    with (
+        Pool(lambda: about.worker(sandboxed)) as pool,
+        ThreadPoolExecutor(n_threads) as threads,
+    ):
+        running = {
+            threads.submit(pool.grade, content): student
+            for student, content in contents.items()
+        }
+        try:
+            for done in as_completed(running):
+                yield running.pop(done), done.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+_served: dict[str, tuple[Unit, Pool]] = {}  # for nbgrader, one submission at a time
 
 
 def result_of(unit: str, student: str) -> tuple[dict[str, Any], intake.Work | None]:
@@ -231,15 +234,16 @@ def result_of(unit: str, student: str) -> tuple[dict[str, Any], intake.Work | No
     if unit not in _served:
         about = Unit(unit)
         about.make_tree()
-        lazy = _Lazy(lambda: about.worker(sandboxed=sandbox.why_unavailable() is None))
-        atexit.register(lazy.__exit__)
-        _served[unit] = about, lazy
-    about, lazy = _served[unit]
+        pool = Pool(lambda: about.worker(sandboxed=sandbox.why_unavailable() is None))
+        atexit.register(pool.close)
+        _served[unit] = about, pool
+    about, pool = _served[unit]
     path = paths.course() / "submitted" / student / unit / f"{unit}.ipynb"
     content = intake.read_file(path)
     result = about.known(student, content)
     if result is None:
         may_run(unit, [content], unsafe=False, notes=[])
-        result = lazy.grade(about, content)
+        refusal = isinstance(content, intake.Refusal)
+        result = _refused(about, content) if refusal else pool.grade(content)
         about.save(student, content, result)
     return result, about.read(content)

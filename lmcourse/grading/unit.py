@@ -45,6 +45,8 @@ class Unit:
         self.n_visible = cells.n_visible(self.manifest)
         self.secret = seeds.load_secret(paths.course() / "secret")
         self.tree = paths.course() / "jail" / name
+        self.manifest_path = paths.manifest(name)
+        self.mistakes_path = paths.root() / "tests" / "mistakes" / f"{name}.py"
         self._code = _digest_of_code()
 
     def key(self, content: Content) -> str:
@@ -108,13 +110,12 @@ class Unit:
 
     def worker(self, sandboxed: bool) -> Worker:
         """Start a student's world and a judge."""
-        mistakes = paths.root() / "tests" / "mistakes" / f"{self.name}.py"
         return Worker(
             self.manifest,
             self.tests,
             self.n_visible,
-            paths.manifest(self.name),
-            mistakes,
+            self.manifest_path,
+            self.mistakes_path,
             self.tree,
             self.secret,
             sandboxed,

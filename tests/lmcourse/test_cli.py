@@ -41,18 +41,20 @@ def test_a_programming_error_is_not_hidden(run, monkeypatch):
 def test_grade_passes_on_what_was_asked(run, monkeypatch, tmp_path):
     asked = {}
 
-    def grade_folder(unit, submitted, *, jobs, unsafe):
-        asked.update(unit=unit, submitted=submitted, jobs=jobs, unsafe=unsafe)
+    def grade_folder(unit, submitted, **options):
+        asked.update(unit=unit, submitted=submitted, **options)
         return "graded"
 
     monkeypatch.setattr(engine, "grade_folder", grade_folder)
-    result = run("grade", "08_attention", str(tmp_path), "--jobs", "2")
+    options = ["--jobs", "2", "--scheduler", "tcp://here:8786"]
+    result = run("grade", "08_attention", str(tmp_path), *options)
     assert result.exit_code == 0
     assert asked == {
         "unit": "08_attention",
         "submitted": tmp_path,
         "jobs": 2,
         "unsafe": False,
+        "scheduler": "tcp://here:8786",
     }
 
 

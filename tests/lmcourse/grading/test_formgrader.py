@@ -136,6 +136,7 @@ def give(driver, address: str, score: str, comment: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_person_grades_in_formgrader_and_it_counts_everywhere(
     sandboxed, hand_in, handed_in, server, browser, tmp_path
 ):
