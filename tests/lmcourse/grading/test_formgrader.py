@@ -136,7 +136,6 @@ def give(driver, address: str, score: str, comment: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_person_grades_in_formgrader_and_it_counts_everywhere(
     sandboxed, hand_in, handed_in, server, browser, tmp_path
 ):
