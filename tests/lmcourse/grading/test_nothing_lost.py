@@ -170,7 +170,7 @@ def _kill_at_random_moments(course: Course, moments: int, seed: int) -> None:
             assert course.state() == course.expected
             course.reset()
             continue
-        helpers = psutil.Process(command).children(recursive=True)
+        helpers = _helpers(command)
         if helpers and chance.random() < 0.5:
             with contextlib.suppress(psutil.NoSuchProcess):
                 chance.choice(helpers).kill()
@@ -184,6 +184,21 @@ def _kill_at_random_moments(course: Course, moments: int, seed: int) -> None:
             course.reset()
     assert killed == moments
     course.finish()
+
+
+def _helpers(command: int) -> list[psutil.Process]:
+    """The judges and the students' worlds of a command.
+
+    The processes of the submissions are left alone: when one of them is killed, the
+    submission may as well have done it itself.
+    """
+    found = []
+    for process in psutil.Process(command).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = process.parent()
+            if parent and "inside.student" not in parent.cmdline():
+                found.append(process)
+    return found
 
 
 def test_what_was_given_by_hand_is_in_the_expected_state(course):
