@@ -191,9 +191,8 @@ def _state() -> dict:
         *(package / name for name in ("book.py", "run_record.py")),
     ]
     ladders = {unit: homework.ladder(unit) for unit in homework.units()}
-    installed = sorted(
-        f"{d.name}=={d.version}" for d in importlib.metadata.distributions()
-    )
+    found = importlib.metadata.distributions()  # some are found on two ways
+    installed = sorted({f"{d.name}=={d.version}" for d in found})
     pages = (path.relative_to(book).with_suffix("") for path in book.rglob("*.md"))
     return {
         "frame": _digest(frame, [sys.version, *installed]),

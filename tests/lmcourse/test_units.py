@@ -6,13 +6,16 @@ Nothing here knows a unit by name: a new one is proven as soon as its files are 
 import functools
 import importlib
 import inspect
+import shutil
 from dataclasses import asdict
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from lmcore.homework import unwritten
 from lmcourse import homework, mistakes
-from lmcourse.grading import messages
+from lmcourse.grading import messages, sample_class
 from lmcourse.grading.inside import world
 from lmcourse.grading.reference import Reference
 
@@ -82,6 +85,22 @@ def test_the_solution_passes_every_check(unit):
         verdict = unit.reference.judge(name, SEED, unit.run(name))
         assert failed([verdict]) == []
         assert verdict["score"] == verdict["max_score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", homework.units())
+def test_the_solved_notebook_runs_in_a_kernel_from_top_to_bottom(name, tmp_path):
+    exercises = homework.build(name).exercises
+    folder = shutil.copytree(exercises, tmp_path / name)
+    solved = sample_class.submissions(name)["all-right"]
+    notebook = nbformat.reads(solved.decode("utf-8"), as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=120, resources=resources).execute()
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in ran if cell.source.strip())
+    told = "".join(output.get("text", "") for cell in ran for output in cell.outputs)
+    assert "✗" not in told
+    assert "✓" in told
 
 
 def stub_of(original):
