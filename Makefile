@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Files of tests run side by side, one process for each core.
-PARALLEL := --numprocesses auto --dist loadfile
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: course test test-slow bench serve clean help
