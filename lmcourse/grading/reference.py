@@ -87,7 +87,10 @@ class Reference:
         Args:
             name: the test cell's id
             seed: the seed it ran with
-            run: its end, and for each statement done the values and the error
+            run: how it ran alone: its end, and for each statement done the values and
+                the error; under ``first``, how its visible statements had run before.
+                A visible check passes if it did in one of the two runs; what is said
+                of it comes from the first, which knew of no hidden check.
 
         Returns:
             ``score``; ``checks``, for each its title, whether it is hidden and passed,
@@ -96,10 +99,15 @@ class Reference:
         expected = self.record(name, seed)
         known = self.statements[name]
         outcomes = _outcomes(run, known)
+        first = run["first"]
+        before = _outcomes(first, known)
         wrong: dict[Key, str] = {}
         for key, record in expected.items():
             hidden = known[key[0]].hidden
-            if (why := _why_wrong(outcomes.get(key), record, run, key, hidden)) != "":
+            why = _why_wrong(outcomes.get(key), record, run, key, hidden)
+            if why and not hidden:
+                why = _why_wrong(before.get(key), record, first, key, hidden)
+            if why:
                 wrong[key] = why
         values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
         recognised = self.recogniser.find(name, seed, expected, values, set(wrong))

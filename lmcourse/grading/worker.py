@@ -6,6 +6,7 @@ neither the student's code nor the reference itself.
 """
 
 import hashlib
+import itertools
 import os
 import socket
 import subprocess
@@ -66,7 +67,11 @@ class Worker:
             [sys.executable, "-m", "lmcourse.grading.reference", *self.judge_files],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
-            env={**os.environ, **sandbox.SAME_EVERYWHERE},
+            env={
+                **os.environ,
+                **sandbox.SAME_EVERYWHERE,
+                **sandbox.FORKED_CHEAPLY,
+            },
         )
         theirs.close()
         self.parent = sandbox.start(self.blank_tree, self.sandboxed)
@@ -115,49 +120,47 @@ class Worker:
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Run a submission in the student's world; returns what cells and tests did.
 
-        A test that ends the process it came from costs itself only: those after it run
-        in another student's world.
+        A test that ends the process it came from costs itself only. Which one that was
+        is known when each runs alone; those after it run in another student's world.
         """
         cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
         tests = [self._test(cell, digest) for cell in self._code("test")]
-        done: list[Any] | None = None
-        runs: dict[str, Any] = {}
+        done, rounds = self._run_once(cells, tests, together=True)
+        runs = {} if rounds.ruined else rounds.runs
         while waiting := [test for test in tests if test["id"] not in runs]:
-            ended, found = self._run_once(cells, waiting)
-            done = ended if done is None else done
-            runs |= found
-        pairs = zip(cells, [*(done or []), *[None] * len(cells)], strict=False)
+            _, rounds = self._run_once(cells, waiting, together=False)
+            runs |= rounds.runs
+        pairs = zip(cells, [*done, *[None] * len(cells)], strict=False)
         return [records.cell(data, cell["id"]) for cell, data in pairs], runs
 
     def _run_once(
-        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
-    ) -> tuple[list[Any], dict[str, Any]]:
+        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]], together: bool
+    ) -> tuple[list[Any], "_Rounds"]:
         """Run cells and tests in a new student's world, until one test ruins it.
 
-        The visible statements of all tests run before the first hidden one: what a
-        student reads about visible checks was written when no hidden check was there.
-
         Returns:
-            What the cells did, and by id what those tests did that are done with.
+            What the cells did, and the rounds of the tests.
         """
-        seconds = sum(item["seconds"] for item in [*cells, *tests])
+        seconds = sum(item["seconds"] for item in [*cells, *tests, *tests])
         deadline = time.monotonic() + SLACK * seconds + PATIENCE
+        rounds = _Rounds(tests, self.n_visible, together)
         with self.parent.open() as channel:
-            wire.send(channel, self._order(cells))
+            wire.send(channel, self._order(cells, tests))
             done = wire.receive(channel, deadline).get("cells")
-            rounds = _Rounds(tests, self.n_visible)
-            for orders in rounds:
-                wire.send(channel, {"tests": orders})
-                for order in orders:
+            for groups in rounds:
+                wire.send(channel, {"groups": groups})
+                for order in itertools.chain.from_iterable(groups):
                     rounds.take(order, wire.receive(channel, deadline))
                     if rounds.ruined:
                         break
-        return done if isinstance(done, list) else [], rounds.runs
+        return done if isinstance(done, list) else [], rounds
 
-    def _order(self, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    def _order(
+        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         return {
             "cells": cells,
-            "max_seconds": sum(cell["seconds"] for cell in cells),
+            "max_seconds": sum(item["seconds"] for item in [*cells, *tests]),
             "max_memory_mb": self._memory_mb(),
         }
 
@@ -230,56 +233,63 @@ class Worker:
 
 
 class _Rounds:
-    """The two rounds of a submission's tests: first what is visible, then all.
+    """The two rounds of a submission's tests: first what is visible of all, then each.
 
-    Iterating gives what to run in each round. `take` gets what came back; after the
-    last round, or when a test has ruined the student's world, `runs` holds the tests
-    that are done with.
+    What a student reads about visible checks was written in the first round, when no
+    hidden check was there. It runs as in the student's notebook: one test after the
+    other in one process (or in one each, if not ``together``). In the second round each
+    test runs whole and alone, so that no other one can spoil it.
+
+    Iterating gives what to run in each round: groups of tests that share a process.
+    `take` gets what came back; after the last round, or when a test has ruined the
+    student's world, `runs` holds the tests that are done with.
     """
 
-    def __init__(self, tests: list[dict[str, Any]], n_visible: dict[str, int]) -> None:
-        self.tests, self.n_visible = tests, n_visible
+    def __init__(
+        self, tests: list[dict[str, Any]], n_visible: dict[str, int], together: bool
+    ) -> None:
+        self.tests, self.n_visible, self.together = tests, n_visible, together
         self.runs: dict[str, Any] = {}
-        self.visible: dict[str, Any] = {}  # runs of visible statements, more to come
+        self.first: dict[str, Any] = {}  # runs of visible statements
         self.last: str | None = None  # the test that ran before
         self.ruined = False
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        yield [
-            {**test, "statements": test["statements"][: self.n_visible[test["id"]]]}
-            for test in self.tests
-        ]
-        if not self.ruined and self.visible:
-            yield [test for test in self.tests if test["id"] in self.visible]
+    def __iter__(self) -> Iterator[list[list[dict[str, Any]]]]:
+        orders = [self._order(test, hidden=False) for test in self.tests]
+        yield [orders] if self.together else [[order] for order in orders]
+        if not self.ruined:
+            yield [[self._order(test, hidden=True)] for test in self.tests]
+
+    def _order(self, test: dict[str, Any], hidden: bool) -> dict[str, Any]:
+        """A test with its statements in batches: the hidden ones come one by one."""
+        n_visible = self.n_visible[test["id"]]
+        rest = test["statements"][n_visible:] if hidden else []
+        batches = [test["statements"][:n_visible], *([one] for one in rest)]
+        order = {key: value for key, value in test.items() if key != "statements"}
+        return {**order, "batches": [batch for batch in batches if batch]}
 
     def take(self, order: dict[str, Any], data: dict[str, Any]) -> None:
         """Note what a test did."""
-        name, first = order["id"], self.visible.get(order["id"])
-        run = records.test(data, len(order["statements"]))
+        name = order["id"]
+        run = records.test(data, sum(map(len, order["batches"])))
         if run["end"] == "lost":
             self._ruin()
-        elif first is not None:
-            known = first["statements"]
-            run["statements"] = known + run["statements"][len(known) :]
-            self.runs[name] = run
-        elif run["end"] == "done" and self._has_more(name):
-            self.visible[name] = run
+        elif name in self.first:
+            self.runs[name] = {**run, "first": self.first[name]}
         else:
-            self.runs[name] = run
+            self.first[name] = run
         self.last = name
-
-    def _has_more(self, name: str) -> bool:
-        (test,) = (test for test in self.tests if test["id"] == name)
-        return len(test["statements"]) > self.n_visible[name]
 
     def _ruin(self) -> None:
         """Lay the loss on the test that ran before; on all where none did."""
         self.ruined = True
         if self.last is None:
             gone = {"end": "lost", "statements": []}
-            self.runs |= {test["id"]: gone for test in self.tests}
+            self.runs |= {test["id"]: {**gone, "first": gone} for test in self.tests}
         elif self.last not in self.runs:
-            self.runs[self.last] = {**self.visible[self.last], "end": "crash"}
+            run = self.first[self.last]
+            end = "crash" if run["end"] == "done" else run["end"]
+            self.runs[self.last] = {**run, "end": end, "first": {**run, "end": end}}
 
 
 def refused(

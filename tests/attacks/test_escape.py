@@ -254,6 +254,7 @@ def batch(grade_batch, project, outside):
         set(os.environ)
         - {"HOME", "LANG", "PATH", "OMP_NUM_THREADS", "PYTHONPATH"}
         - {"PWD", "MPLBACKEND", "PYTHONHASHSEED", "TORCHINDUCTOR_CACHE_DIR"}
+        - {"GLIBC_TUNABLES", "PYTHONMALLOC"}
     )
     from lmcourse.grading.inside import calls
 

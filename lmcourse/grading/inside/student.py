@@ -6,11 +6,11 @@ Four kinds of process, each forked from the one before:
   no submission; for each one it receives a socket and forks,
 - the *keeper*, first process of new namespaces. It talks with the grader outside, keeps
   the time, and runs no student's code. From it comes
-- the *main line*: the cells run in a fork of it, which becomes the main line if every
-  cell returns in time. If one hangs or dies, the main line is as it was before, and the
-  others run again without that one. Then
-- each *test* runs in a fork of the main line, statement by statement. A statement
-  arrives only when the ones before it are done, and the first one only after all cells.
+- the *main line*, which runs the cells. If one hangs or dies, the keeper forks another
+  main line, which runs the others without that one. Then
+- *tests* run in a fork of the main line: one alone, or several one after the other.
+  What is hidden of a test arrives statement by statement, each when the one before it
+  is done, and the first one only after all cells.
 
 Values leave as plain data; whether they are right is not known here.
 """
@@ -19,16 +19,19 @@ import contextlib
 import gc
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from . import crowd, jail, wire
 
 SLACK = 3  # seconds on the clock allowed for each second of computing
-GRACE = 5.0  # seconds for a killed process to be reported
+GRACE = 5.0  # seconds for a process that ended to be reported
+TICK = 0.1  # seconds from one look at the main line to the next
 MAX_TEST_BYTES = 32_000_000  # of all the values of one test
 MAX_PROCESS = 1 << 22  # the largest number that Linux gives to a process
 SHARE = 3  # times what one process may have is what all of a submission may have
@@ -95,8 +98,9 @@ def _keep(channel: socket.socket, base: int, sandboxed: bool) -> None:
         keeper = Keeper(channel, work, base, sandboxed)
         wire.send(channel, {"cells": keeper.run_cells(work["cells"])})
         while True:
-            for test in wire.receive(channel)["tests"]:
-                wire.send(channel, keeper.run_test(test))
+            for tests in wire.receive(channel)["groups"]:
+                for result in keeper.run_tests(tests):
+                    wire.send(channel, result)
     except wire.Broken:
         return  # the grader has gone away
 
@@ -107,8 +111,11 @@ class Keeper:
     def __init__(
         self, channel: socket.socket, work: dict[str, Any], base: int, sandboxed: bool
     ) -> None:
-        self.base = base
-        self.process: object = None  # the running one's number, as it says itself
+        self.channel, self.base = channel, base
+        self.main_line: int  # the process
+        self.status: int | None = None  # with which the main line has ended
+        self.link: socket.socket  # to the main line and what comes from it
+        self.process: object = None  # the running test's number, as it says itself
         self.length = 0  # bytes of the last message
         self.lost = False  # the main line itself is gone
         if sandboxed:
@@ -116,71 +123,142 @@ class Keeper:
                 self._memory(work["max_memory_mb"]),
                 work["max_seconds"],
             )
-        self.link, theirs = socket.socketpair()
-        if os.fork() == 0:
-            channel.close()
-            self.link.close()
-            _be_main_line(theirs)
-            os._exit(0)
-        theirs.close()
 
     def _memory(self, megabytes: int) -> int:
         return self.base + (megabytes << 20) if self.base else 0
-
-    def run_cells(self, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run the cells: for each how it ended, what it printed, and its error."""
-        results: dict[str, dict[str, Any]] = {}
-        waiting = list(cells)
-        while waiting:
-            done, how = self._try_cells(waiting)
-            results.update(done)
-            if how is None:
-                break
-            bad = waiting.pop(len(done))
-            results[bad["id"]] = {"end": how}
-        return [results[cell["id"]] for cell in cells]
-
-    def _try_cells(
-        self, cells: list[dict[str, Any]]
-    ) -> tuple[dict[str, dict[str, Any]], str | None]:
-        """Run cells in one fork: those that were done, and how the next one ended."""
-        done: dict[str, dict[str, Any]] = {}
-        deadline_of = [SLACK * cell["seconds"] + 1 for cell in cells]
-        try:
-            self._begin({"cells": [self._order(cell) for cell in cells]})
-            for cell, seconds in zip(cells, deadline_of, strict=True):
-                answer = self._answer(time.monotonic() + seconds)
-                done[cell["id"]] = {"end": "done", **answer}
-        except _Ended as end:
-            return done, end.how
-        return done, None
 
     def _order(self, facts: dict[str, Any]) -> dict[str, Any]:
         """A cell or test as the main line gets it."""
         return {**facts, "memory": self._memory(facts["memory_mb"])}
 
-    def run_test(self, test: dict[str, Any]) -> dict[str, Any]:
-        """Run a test's statements: for each that was done, its values and its error."""
-        deadline = time.monotonic() + SLACK * test["seconds"] + 1
-        done: list[dict[str, Any]] = []
-        result = {"id": test["id"], "end": "done", "statements": done}
-        room = MAX_TEST_BYTES
+    # Cells
+
+    def run_cells(self, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run the cells: for each how it ended, what it printed, and its error."""
+        results: dict[str, dict[str, Any]] = {}
+        waiting = list(cells)
+        while True:
+            done, how = self._try_cells(waiting)
+            results.update(done)
+            if how is None:
+                return [results[cell["id"]] for cell in cells]
+            bad = waiting.pop(len(done))
+            results[bad["id"]] = {"end": how}
+
+    def _try_cells(
+        self, cells: list[dict[str, Any]]
+    ) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """Run cells in a new main line: those done, and how the next one ended."""
+        done: dict[str, dict[str, Any]] = {}
+        self._start_main_line([self._order(cell) for cell in cells])
+        for cell in cells:
+            deadline = time.monotonic() + SLACK * cell["seconds"] + 1
+            try:
+                answer = self._receive(deadline, MAX_TEST_BYTES)
+            except TimeoutError:
+                self._end_main_line(0)
+                return done, "timeout"
+            except (wire.Broken, EOFError):
+                return done, self._end_main_line(GRACE)
+            done[cell["id"]] = {"end": "done", **answer}
+        return done, None
+
+    def _start_main_line(self, cells: list[dict[str, Any]]) -> None:
+        self.link, theirs = socket.socketpair()
+        self.status = None
+        self.main_line = os.fork()
+        if self.main_line == 0:
+            self.channel.close()
+            self.link.close()
+            _be_main_line(theirs, cells)
+            os._exit(0)
+        theirs.close()
+
+    def _end_main_line(self, patience: float) -> str:
+        """Wait for the main line's end, or end it; says how it ended by itself."""
+        self.link.close()
+        deadline = time.monotonic() + patience
+        while not self._main_line_ended():
+            if time.monotonic() > deadline:
+                _kill(self.main_line)
+                os.waitpid(self.main_line, 0)
+                return "too much"
+            time.sleep(TICK)
+        return _how(self.status)
+
+    def _main_line_ended(self) -> bool:
+        if self.status is None:
+            process, status = os.waitpid(self.main_line, os.WNOHANG)
+            self.status = status if process else None
+        return self.status is not None
+
+    def _receive(self, deadline: float, max_bytes: int) -> dict[str, Any]:
+        """The next message over the link.
+
+        Raises:
+            TimeoutError: at the deadline.
+            wire.Broken: for a message that is none.
+            EOFError: if the main line has ended and said nothing more; a process that
+                it left may hold the link open.
+        """
+        while not self._has_word(TICK):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if self._main_line_ended() and not self._has_word(0):
+                raise EOFError
+        answer, self.length = wire.receive_sized(self.link, deadline, max_bytes)
+        return answer
+
+    def _has_word(self, seconds: float) -> bool:
+        return bool(select.select([self.link], [], [], seconds)[0])
+
+    # Tests
+
+    def run_tests(self, tests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Run tests one after the other in one fork; after a bad end, in another one.
+
+        Yields:
+            For each how it ended, and for each statement done its values and its error.
+        """
+        waiting = list(tests)
+        while waiting:
+            results = self._try_tests(waiting)
+            yield from results
+            waiting = waiting[len(results) :]
+
+    def _try_tests(self, tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run tests in one fork, up to the first one that it does not survive."""
+        results = []
+        missing = 0  # statements of the last test
         try:
-            self._begin({"test": self._order({**test, "statements": None})})
-            for source in test["statements"]:
-                wire.send(self.link, {"statement": source})
-                answer = self._answer(deadline, room)
-                room -= self.length
-                done.append(answer)
-            wire.send(self.link, {"statement": None})
-            self._answer(deadline)
+            self._begin({"tests": [self._order({**t, "batches": []}) for t in tests]})
+            for test in tests:
+                missing = sum(map(len, test["batches"]))
+                results.append({"id": test["id"], "end": "done", "statements": []})
+                for answer in self._run_statements(test):
+                    results[-1]["statements"].append(answer)
+                    missing -= 1
+            self._answer(time.monotonic() + GRACE)
         except _Ended as end:
-            if len(done) < len(test["statements"]):
-                result["end"] = end.how
+            if not results:
+                results.append({"id": tests[0]["id"], "end": end.how, "statements": []})
+            if missing:
+                results[-1]["end"] = end.how
         except wire.Broken:
             self.lost = True
-            result["end"] = "lost"
-        return result
+            results[-1]["end"] = "lost"
+        return results
+
+    def _run_statements(self, test: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Hand a test's statements in, batch by batch."""
+        deadline = time.monotonic() + SLACK * test["seconds"] + 1
+        room = MAX_TEST_BYTES
+        for batch in test["batches"]:
+            wire.send(self.link, {"statements": batch})
+            for _ in batch:
+                yield self._answer(deadline, room)
+                room -= self.length
+        wire.send(self.link, {"statements": []})
 
     def _begin(self, order: dict[str, Any]) -> None:
         """Have the main line fork for this order."""
@@ -211,7 +289,7 @@ class Keeper:
         """
         how = None
         try:
-            answer, self.length = wire.receive_sized(self.link, deadline, max_bytes)
+            answer = self._receive(deadline, max_bytes)
         except TimeoutError:
             how, answer = "timeout", self._kill()
         except wire.Broken:
@@ -219,17 +297,17 @@ class Keeper:
             self.lost = True
             self._kill_process()
             raise _Ended("too much") from None
+        except EOFError:
+            self.lost = True
+            self._kill_process()
+            raise _Ended("crash") from None
         if "ended" in answer:
             raise _Ended(how or _how(answer["ended"]))
         return answer
 
     def _kill_process(self) -> None:
         if type(self.process) is int and 1 < self.process <= MAX_PROCESS:
-            for kill in (os.killpg, os.kill):
-                try:
-                    kill(self.process, signal.SIGKILL)
-                except OSError:
-                    continue
+            _kill(self.process)
 
     def _kill(self) -> dict[str, Any]:
         """End the running process; skip what it had still sent."""
@@ -257,12 +335,23 @@ def _how(status: object) -> str:
     return "timeout" if os.WTERMSIG(status) == signal.SIGXCPU else "crash"
 
 
-def _be_main_line(link: socket.socket) -> None:
-    """Fork for every order; the fork that ran cells goes on as the main line."""
+def _kill(process: int) -> None:
+    """End a process and those in its group."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(process, signal.SIGKILL)
+
+
+def _be_main_line(link: socket.socket, cells: list[dict[str, Any]]) -> None:
+    """Run the cells, then fork for every order."""
     from . import world
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setpgid(0, 0)
     namespace = world.new_namespace()
+    for cell in cells:
+        jail.limit_work(cell["memory"], cell["seconds"])
+        wire.send(link, world.run_cell(cell["source"], cell["id"], namespace))
     while True:
         try:
             order = wire.receive(link)
@@ -276,24 +365,21 @@ def _be_main_line(link: socket.socket) -> None:
             continue
         os.setpgid(0, 0)
         wire.send(link, {"started": os.getpid()})
-        if "test" in order:
-            jail.limit_work(order["test"]["memory"], order["test"]["seconds"])
-            _run_test(order["test"], link, namespace)
-            os._exit(0)
-        for cell in order["cells"]:
-            jail.limit_work(cell["memory"], cell["seconds"])
-            answer = world.run_cell(cell["source"], cell["id"], namespace)
-            wire.send(link, answer)
+        for test in order["tests"]:
+            jail.limit_work(test["memory"], test["seconds"])
+            _run_test(test, link, namespace)
+        os._exit(0)
 
 
 def _run_test(test: dict[str, Any], link: socket.socket, namespace: dict) -> None:
     from . import world
 
     running = world.Test(test["question"], test["seed"], namespace)
-    while (statement := wire.receive(link)["statement"]) is not None:
-        records, error = running.run(statement)
-        values = [record["value"] for record in records]
-        wire.send(link, {"values": values, "error": error})
+    while batch := wire.receive(link)["statements"]:
+        for statement in batch:
+            records, error = running.run(statement)
+            values = [record["value"] for record in records]
+            wire.send(link, {"values": values, "error": error})
 
 
 if __name__ == "__main__":

@@ -77,8 +77,12 @@ def test_the_files_it_sees_are_the_interpreter_packages_lmcore_and_ours(see):
     answer = see("import os; answer = sorted(os.listdir('/'))")
     assert set(answer) <= {
         *("course", "dev", "grader", "lib", "lib64", "packages", "proc", "python"),
-        *("tmp", "usr"),
+        *("sys", "tmp", "usr"),
     }
+    answer = see(
+        "import os; answer = [f for _, folders, _ in os.walk('/sys') for f in folders]"
+    )
+    assert set(answer) <= {"kernel", "mm", "transparent_hugepage", "khugepaged"}
     answer = see("import os; answer = [os.listdir(p) for p in ('/course', '/grader')]")
     assert answer == [["lmcore"], ["inside"]]
     answer = see("import os; answer = os.listdir('/proc') + os.listdir('/tmp')")
@@ -93,14 +97,8 @@ def test_no_home_no_course_no_environment(see):
     )
     assert answer[0] == []
     assert set(answer[1]) <= {
-        *("HOME", "LANG"),
-        *(
-            "LD_LIBRARY_PATH",
-            "TORCHINDUCTOR_CACHE_DIR",
-            "MPLBACKEND",
-            "OMP_NUM_THREADS",
-            "PATH",
-        ),
+        *("GLIBC_TUNABLES", "HOME", "LANG", "LD_LIBRARY_PATH", "MPLBACKEND"),
+        *("OMP_NUM_THREADS", "PATH", "PYTHONMALLOC", "TORCHINDUCTOR_CACHE_DIR"),
         *("PWD", "PYTHONHASHSEED", "PYTHONHOME", "PYTHONPATH"),
     }
 
@@ -238,6 +236,7 @@ def test_forged_records_are_read_as_data_and_earn_nothing(here):
         "for value in sent:\n"
         "    statement = {'values': [value] * 3, 'error': None}\n"
         "    run = {'end': 'done', 'statements': [statement] * 9}\n"
+        "    run['first'] = run\n"
         "    assert judge.judge('average_checks', 1, run)['score'] == 0, value\n"
         "print('fine')"
     )
