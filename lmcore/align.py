@@ -23,7 +23,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from . import preference
+from . import preference, require
 
 # --- Policy gradient ----------------------------------------------------------------
 
@@ -133,9 +133,7 @@ def gae(
     >>> gae(rewards, values, gamma=0.9, lam=0.8)
     tensor([0.1732, 0.3100, 0.5000])
     """
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise ValueError(f"{name}={number} must lie between 0 and 1")
+    require.between(0, 1, gamma=gamma, lam=lam)
     ends = torch.zeros_like(rewards, dtype=torch.bool) if ends is None else ends
     _check_shapes(rewards, values=values, ends=ends)
     next_value = torch.zeros_like(rewards[..., 0])
@@ -274,8 +272,7 @@ def grpo_loss(
     >>> grpo_loss(zeros, zeros, zeros - 1, torch.tensor([1.0, -1.0]), mask, beta=1)
     tensor(0.3679)
     """
-    if beta < 0:
-        raise ValueError(f"beta={beta} must not be negative")
+    require.not_negative(beta=beta)
     if advantages.shape != log_probs.shape[:1]:
         raise ValueError(
             f"advantages have shape {tuple(advantages.shape)}, expected one number for "
@@ -355,8 +352,7 @@ def _clipped(
     mask: Tensor,
 ) -> Tensor:
     """The objective of PPO for every token: (...) each -> (...)."""
-    if not clip > 0:
-        raise ValueError(f"clip={clip} must be more than 0")
+    require.positive(clip=clip)
     # Hidden before the exponential: it could overflow, and its gradient with it.
     ratio = (log_probs - old_log_probs.detach()).masked_fill(~mask, 0.0).exp()
     advantages = advantages.detach()

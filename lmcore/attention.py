@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import require
+
 
 def additive_score(
     query: Tensor, key: Tensor, w_query: Tensor, w_key: Tensor, w_score: Tensor
@@ -129,8 +131,7 @@ def causal_mask(
             [ True,  True,  True]])
     """
     n_keys = n_queries if n_keys is None else n_keys
-    if n_queries < 0:
-        raise ValueError(f"n_queries={n_queries} must not be negative")
+    require.not_negative(n_queries=n_queries)
     if n_keys < n_queries:
         raise ValueError(
             f"n_keys={n_keys} is less than n_queries={n_queries}: every query is a "
@@ -262,8 +263,7 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
              [[3, 4]]]])
     """
     d_model = x.shape[-1]
-    if n_heads < 1 or d_model % n_heads != 0:
-        raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+    require.divisible(d_model=d_model, n_heads=n_heads)
     return x.unflatten(-1, (n_heads, d_model // n_heads)).transpose(-3, -2)
 
 
@@ -386,12 +386,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         d_context = d_model if d_context is None else d_context
-        if n_heads < 1 or d_model % n_heads != 0:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
-        if n_kv_heads < 1 or n_heads % n_kv_heads != 0:
-            raise ValueError(
-                f"n_heads={n_heads} is not divisible by n_kv_heads={n_kv_heads}"
-            )
+        require.divisible(d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads)
         self.n_heads, self.n_kv_heads, self.dropout = n_heads, n_kv_heads, dropout
         d_kv = d_model // n_heads * n_kv_heads
         options = {"bias": bias, "device": device, "dtype": dtype}
@@ -428,8 +423,8 @@ class MultiHeadAttention(nn.Module):
                 "a cache grows with the text and a context does not: give one of them"
             )
         context = x if context is None else context
-        _check_width("x", x, self.project_query.in_features)
-        _check_width("context", context, self.project_key.in_features)
+        require.width("x", x, self.project_query.in_features)
+        require.width("context", context, self.project_key.in_features)
         query = split_heads(self.project_query(x), self.n_heads)  # (B, H, T, D)
         key = split_heads(self.project_key(context), self.n_kv_heads)
         value = split_heads(self.project_value(context), self.n_kv_heads)
@@ -487,8 +482,7 @@ def online_softmax_attention(
     """
     _check_attention_inputs(query, key, value, None)
     n_queries, n_keys = query.shape[-2], key.shape[-2]
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1")
+    require.at_least_one(block_size=block_size)
     if window is not None and window < 1:
         raise ValueError(f"window={window} must be at least 1: the token itself")
     if (causal or window is not None) and n_keys < n_queries:
@@ -555,10 +549,3 @@ def _check_attention_inputs(
                 f"mask has shape {tuple(mask.shape)}, which does not broadcast to the "
                 f"shape of the scores (..., T, S) = {scores_shape}"
             )
-
-
-def _check_width(name: str, tokens: Tensor, width: int) -> None:
-    if tokens.shape[-1] != width:
-        raise ValueError(
-            f"{name} has shape {tuple(tokens.shape)}, expected width {width}"
-        )

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import require
+
 LARGEST = 127  # of the whole numbers in use, -127 … 127: zero stays in the middle
 
 # --- What a model costs -------------------------------------------------------------
@@ -166,7 +168,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """
     _check_int8("x", x)
     _check_int8("weight", weight)
-    _check_width(x, weight.shape[-1])
+    require.width("x", x, weight.shape[-1])
     if x.device.type == "cpu":
         return x.to(torch.int32) @ weight.to(torch.int32).T
     # Not every device multiplies matrices of whole numbers; these sums are exact, too.
@@ -224,7 +226,7 @@ class Int8Linear(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, self.in_features)
+        require.width("x", x, self.in_features)
         if self.quantize_input:
             whole, x_scale = quantize_int8(x, dim=-1)  # (..., C), (..., 1)
             products = int8_matmul(whole, self.values).float()  # (..., F)
@@ -301,8 +303,7 @@ def prune_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     >>> prune_masks([torch.tensor([0.1, -2.0]), torch.tensor([0.5, -0.05])], 0.5)
     [tensor([False,  True]), tensor([ True, False])]
     """
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity} must lie between 0 and 1")
+    require.between(0, 1, sparsity=sparsity)
     if not weights:
         raise ValueError("there are no weights to prune")
     sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
@@ -476,11 +477,6 @@ def _check_int8(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} has dtype {x.dtype}, expected torch.int8")
 
 
-def _check_width(x: Tensor, width: int) -> None:
-    if x.shape[-1] != width:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected width {width}")
-
-
 def _check_distillation(
     student: Tensor,
     teacher: Tensor,
@@ -498,7 +494,5 @@ def _check_distillation(
             f"targets have shape {tuple(targets.shape)}, expected "
             f"{tuple(student.shape[:-1])}"
         )
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be positive")
-    if not 0 <= soft_weight <= 1:
-        raise ValueError(f"soft_weight={soft_weight} must lie between 0 and 1")
+    require.positive(temperature=temperature)
+    require.between(0, 1, soft_weight=soft_weight)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import network
+from . import network, require
 
 # --- Windows ------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def windows(x: Tensor, width: int, dilation: int = 1, stride: int = 1) -> Tensor
     tensor([[1., 2.],
             [2., 3.]])
     """
-    _check_at_least_one(width=width, dilation=dilation, stride=stride)
+    require.at_least_one(width=width, dilation=dilation, stride=stride)
     span = (width - 1) * dilation + 1  # from the first token of a window to its last
     if x.dim() != 3 or x.shape[1] < span:
         raise ValueError(
@@ -120,7 +120,7 @@ def causal_conv1d(
     >>> causal_conv1d(x, torch.tensor([[[10.0, 1.0]]])).flatten()
     tensor([ 1., 12., 23.])
     """
-    _check_at_least_one(dilation=dilation)
+    require.at_least_one(dilation=dilation)
     n_before = (weight.shape[-1] - 1) * dilation
     padded = functional.pad(x, (0, 0, n_before, 0))  # (B, n_before + T, C)
     return conv1d(padded, weight, bias, dilation)
@@ -144,9 +144,9 @@ def receptive_field(kernel_width: int, dilations: Sequence[int]) -> int:
     >>> receptive_field(2, [1, 2, 4])
     8
     """
-    _check_at_least_one(kernel_width=kernel_width)
+    require.at_least_one(kernel_width=kernel_width)
     for dilation in dilations:
-        _check_at_least_one(dilation=dilation)
+        require.at_least_one(dilation=dilation)
     return 1 + (kernel_width - 1) * sum(dilations)
 
 
@@ -231,7 +231,7 @@ class TextCNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(
+        require.at_least_one(
             n_words=n_words, n_classes=n_classes, d_model=d_model, n_filters=n_filters
         )
         if not kernel_widths:
@@ -269,7 +269,7 @@ class TextCNN(nn.Module):
         n_rows, n_tokens = ids.shape
         if lengths is None:
             lengths = torch.full((n_rows,), n_tokens, device=ids.device)
-        _check_lengths(lengths, n_rows, n_tokens)
+        require.lengths(lengths, n_rows, n_tokens)
         real = torch.arange(n_tokens, device=ids.device) < lengths[:, None]  # (B, T)
         x = self.embedding[ids] * real[..., None]  # (B, T, C)
         found = []
@@ -338,7 +338,7 @@ class CausalConvBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(
+        require.at_least_one(
             d_model=d_model, kernel_width=kernel_width, dilation=dilation
         )
         self.dilation = dilation
@@ -412,7 +412,7 @@ class ConvLM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(n_words=n_words, d_model=d_model)
+        require.at_least_one(n_words=n_words, d_model=d_model)
         self.receptive_field = receptive_field(kernel_width, dilations)
         self.embedding = _draw_embedding(n_words, d_model, generator, dtype)
         self.blocks = nn.ModuleList(
@@ -479,7 +479,7 @@ def _draw_kernel(
     generator: torch.Generator,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    _check_at_least_one(kernel_width=width)
+    require.at_least_one(kernel_width=width)
     weight = network.kaiming_normal(d_model * width, n_filters, generator, dtype)
     return weight.view(n_filters, d_model, width)
 
@@ -489,24 +489,4 @@ def _check_ids(ids: Tensor, n_words: int) -> None:
         raise ValueError(
             f"ids has shape {tuple(ids.shape)}, expected (B, T) with at least one token"
         )
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < n_words:
-        raise ValueError(
-            f"ids from {ids.min()} to {ids.max()} must lie between 0 and "
-            f"n_words - 1 = {n_words - 1}"
-        )
-
-
-def _check_lengths(lengths: Tensor, n_rows: int, n_tokens: int) -> None:
-    if lengths.shape != (n_rows,) or not (
-        n_rows == 0 or 1 <= lengths.min() <= lengths.max() <= n_tokens
-    ):
-        raise ValueError(
-            f"lengths={lengths.tolist()} must be one number for each of the {n_rows} "
-            f"rows, between 1 and {n_tokens}"
-        )
-
-
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+    require.indices("ids", ids, n_words=n_words)

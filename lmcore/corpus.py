@@ -23,6 +23,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from . import require
+
 # --- Cleaning -----------------------------------------------------------------------
 
 _LINE_ENDS = re.compile(r"\r\n?|[\u0085\u2028\u2029]")
@@ -83,7 +85,7 @@ def shingles(text: str, n_words: int = 5) -> set[str]:
     >>> sorted(shingles("To be, or not to be", n_words=3))
     ['be or not', 'not to be', 'or not to', 'to be or']
     """
-    _check_at_least_one(n_words=n_words)
+    require.at_least_one(n_words=n_words)
     words = re.findall(r"\w+", text.lower())
     last = max(len(words) - n_words, 0)
     runs = (" ".join(words[i : i + n_words]) for i in range(last + 1))
@@ -144,7 +146,7 @@ def minhash_signature(
     """
     if isinstance(items, str):
         raise TypeError(f"items={items!r} is one string, expected a set of strings")
-    _check_at_least_one(n_hashes=n_hashes)
+    require.at_least_one(n_hashes=n_hashes)
     numbers = torch.tensor([_number(item) for item in set(items)], dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     a = torch.randint(1, PRIME, (n_hashes, 1), generator=generator)
@@ -195,9 +197,8 @@ def near_duplicates(
     """
     _refuse_string(texts)
     _check_threshold(threshold)
-    _check_at_least_one(n_bands=n_bands, n_hashes=n_hashes)
-    if n_hashes % n_bands:
-        raise ValueError(f"n_hashes={n_hashes} is not divisible by n_bands={n_bands}")
+    require.at_least_one(n_bands=n_bands, n_hashes=n_hashes)
+    require.divisible(n_hashes=n_hashes, n_bands=n_bands)
     runs = [shingles(text, n_words) for text in texts]
     pairs = sorted(_candidates(runs, n_hashes, n_bands))
     compared = ((i, j, jaccard(runs[i], runs[j])) for i, j in pairs)
@@ -417,9 +418,3 @@ def _refuse_string(texts: Iterable[str]) -> None:
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold={threshold} must lie in (0, 1]")
-
-
-def _check_at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}={count} must be at least 1")

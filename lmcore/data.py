@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from . import require
 from .corpus import (
     QualityRules,
     clean,
@@ -295,7 +296,7 @@ def stream_text(
     >>> list(stream_text(file, n_characters=14))
     ['to be\\nor not\\n', 'to be']
     """
-    _check_at_least_one(n_characters=n_characters)
+    require.at_least_one(n_characters=n_characters)
     return _join_lines(_lines(source, part, column), n_characters)
 
 
@@ -527,7 +528,7 @@ def number_pairs(
     >>> number_pairs(1, 3, torch.Generator().manual_seed(5))
     ([['one', 'four', 'seven']], [['一', '四', '七']])
     """
-    _check_at_least_one(n_pairs=n_pairs, n_words=n_words)
+    require.at_least_one(n_pairs=n_pairs, n_words=n_words)
     digits = _draw(10, (n_pairs, n_words), generator)
     english = [[ENGLISH_DIGITS[digit] for digit in row] for row in digits]
     chinese = [[CHINESE_DIGITS[digit] for digit in row] for row in digits]
@@ -576,7 +577,7 @@ def pronoun_sentences(
     >>> sentence.words[sentence.referent]
     'cup'
     """
-    _check_at_least_one(n_sentences=n_sentences)
+    require.at_least_one(n_sentences=n_sentences)
     return [_pronoun_sentence(generator) for _ in range(n_sentences)]
 
 
@@ -604,9 +605,3 @@ def _draw(n_choices: int, shape: tuple[int, ...], generator: torch.Generator) ->
 
 def _choose(words: Sequence[str], generator: torch.Generator) -> str:
     return words[_draw(len(words), (1,), generator)[0]]
-
-
-def _check_at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}={count} must be at least 1")

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from . import require
+
 # --- Vectors and how near they are --------------------------------------------------
 
 
@@ -201,8 +203,7 @@ def subsample(tokens: Tensor, threshold: float, generator: torch.Generator) -> T
     tensor([0, 1, 2, 3])
     """
     _check_text(tokens)
-    if not threshold > 0:
-        raise ValueError(f"threshold={threshold} must be more than 0")
+    require.positive(threshold=threshold)
     share = torch.bincount(tokens)[tokens] / len(tokens)  # (T,)
     uniform = torch.rand(len(tokens), generator=generator, device=tokens.device)
     return tokens[uniform < (threshold / share).sqrt()]
@@ -231,7 +232,7 @@ def skipgram_pairs(tokens: Tensor, window: int) -> Tensor:
             [7, 6]])
     """
     _check_text(tokens)
-    _check_at_least_one(window=window)
+    require.at_least_one(window=window)
     n_tokens = len(tokens)
     centre = torch.arange(n_tokens, device=tokens.device)[:, None]  # (T, 1)
     offset = torch.arange(-window, window + 1, device=tokens.device)
@@ -295,7 +296,7 @@ def sample_negatives(
             [1, 1, 1]])
     """
     _check_ids("positive", positive, len(distribution))
-    _check_at_least_one(n_negatives=n_negatives)
+    require.at_least_one(n_negatives=n_negatives)
     largest = float(distribution[positive].max() / distribution.sum())
     if largest > 1 - 1e-4:
         raise ValueError(f"a true neighbour has {largest:.6f} of all probability")
@@ -378,7 +379,7 @@ class SkipGram(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(n_words=n_words, d_model=d_model)
+        require.at_least_one(n_words=n_words, d_model=d_model)
         options = {"device": device, "dtype": dtype}
         self.centre = nn.Embedding(n_words, d_model, **options)
         self.context = nn.Embedding(n_words, d_model, **options)
@@ -436,7 +437,7 @@ class SkipGram(nn.Module):
             ValueError: if the text has less than two words or an id that is not between
                 0 and V - 1, or a number is smaller than 1.
         """
-        _check_at_least_one(n_epochs=n_epochs, batch_size=batch_size)
+        require.at_least_one(n_epochs=n_epochs, batch_size=batch_size)
         n_words = self.centre.num_embeddings
         _check_ids("tokens", tokens, n_words)
         if len(tokens) < 2:
@@ -484,7 +485,7 @@ def cooccurrence(tokens: Tensor, n_words: int, window: int) -> Tensor:
     """
     _check_text(tokens)
     _check_ids("tokens", tokens, n_words)
-    _check_at_least_one(window=window)
+    require.at_least_one(window=window)
     # Sums of many small numbers, so that float32 would lose the last ones.
     counts = torch.zeros(n_words, n_words, dtype=torch.float64, device=tokens.device)
     for distance in range(1, min(window, len(tokens) - 1) + 1):
@@ -576,7 +577,7 @@ class GloVe(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(n_words=n_words, d_model=d_model)
+        require.at_least_one(n_words=n_words, d_model=d_model)
         options = {"device": device, "dtype": dtype}
         self.word = nn.Embedding(n_words, d_model, **options)
         self.context = nn.Embedding(n_words, d_model, **options)
@@ -632,7 +633,7 @@ class GloVe(nn.Module):
             ValueError: if the table has another size, no words met, or a number is
                 smaller than 1.
         """
-        _check_at_least_one(n_epochs=n_epochs, batch_size=batch_size)
+        require.at_least_one(n_epochs=n_epochs, batch_size=batch_size)
         n_words = self.word.num_embeddings
         if counts.shape != (n_words, n_words):
             raise ValueError(
@@ -735,20 +736,10 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
     return loss.item()
 
 
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
-
-
 def _check_ids(name: str, ids: Tensor, n_words: int) -> None:
     if ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"{name} has dtype {ids.dtype}, expected whole numbers")
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < n_words:
-        raise ValueError(
-            f"{name} from {ids.min()} to {ids.max()} must lie between 0 and "
-            f"n_words - 1 = {n_words - 1}"
-        )
+    require.indices(name, ids, n_words=n_words)
 
 
 def _check_words(embedding: Tensor, ids: Sequence[int]) -> None:

@@ -23,6 +23,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import require
+
 Words = Sequence[str]
 
 # --- Right or wrong -----------------------------------------------------------------
@@ -167,8 +169,7 @@ def bleu(
     0.3033
     """
     _check_pairs(candidates, references, texts="words")
-    if max_order < 1:
-        raise ValueError(f"max_order={max_order} must be at least 1")
+    require.at_least_one(max_order=max_order)
     pairs = list(zip(candidates, references, strict=True))
     n_words = sum(len(candidate) for candidate in candidates)
     n_wanted = sum(_nearest_length(len(c), texts) for c, texts in pairs)
@@ -249,10 +250,9 @@ def rouge_l(candidate: Words, reference: Words, beta: float = 1.0) -> Overlap:
     >>> rouge_l("police kill the gunman".split(), "police killed the gunman".split())
     Overlap(precision=0.75, recall=0.75, f=0.75)
     """
-    _check_words(candidate)
-    _check_words(reference)
-    if not beta > 0:
-        raise ValueError(f"beta={beta} must be positive")
+    require.words(candidate)
+    require.words(reference)
+    require.positive(beta=beta)
     common = longest_common_subsequence(candidate, reference)
     if common == 0:
         return Overlap(0.0, 0.0, 0.0)
@@ -325,11 +325,6 @@ def _nearest_length(length: int, references: Sequence[Words]) -> int:
     return min((abs(len(text) - length), len(text)) for text in references)[1]
 
 
-def _check_words(text: Words) -> None:
-    if isinstance(text, str):
-        raise TypeError(f"{text[:40]!r} is a string, expected a list of words")
-
-
 def _check_pairs(
     predictions: Sequence, references: Sequence, texts: str = "strings"
 ) -> None:
@@ -352,4 +347,4 @@ def _check_pairs(
             raise ValueError(f"references[{number}] is empty: expected at least one")
     if texts == "words":
         for text in [*predictions, *(text for each in references for text in each)]:
-            _check_words(text)
+            require.words(text)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import network, tokenizer
+from . import network, require, tokenizer
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
@@ -538,10 +538,8 @@ class MultiTaskSampler:
     ) -> None:
         if not sizes or min(sizes.values()) < 1:
             raise ValueError(f"sizes={dict(sizes)} must give each task an example")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be more than 0")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit} must be at least 1")
+        require.positive(temperature=temperature)
+        require.at_least_one(limit=limit)
         self.sizes, self.generator = dict(sizes), generator
         counted = [min(size, limit or size) for size in sizes.values()]
         # In proportion to the largest, so that no power overflows.
@@ -574,8 +572,7 @@ class MultiTaskSampler:
         >>> sorted(sampler.sample(3))
         [('sums', 0), ('sums', 1), ('sums', 2)]
         """
-        if n < 0:
-            raise ValueError(f"n={n} must not be negative")
+        require.not_negative(n=n)
         if n == 0:
             return []
         names, rates = list(self.rates), torch.tensor([*self.rates.values()])

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import transformer
+from . import require, transformer
 
 Stack = transformer.Encoder | transformer.Decoder
 Look = transformer.PositionalAttention
@@ -250,8 +250,7 @@ def ablate_head(
     if not -len(looks) <= layer < len(looks):
         raise ValueError(f"layer={layer} must lie between 0 and {len(looks) - 1}")
     heads = looks[layer].heads
-    if not 0 <= head < heads.n_heads:
-        raise ValueError(f"head={head} must lie between 0 and {heads.n_heads - 1}")
+    require.between(0, heads.n_heads - 1, head=head)
 
     def silence(_module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         each = arguments[0].unflatten(-1, (heads.n_heads, -1)).clone()  # (B, T, H, D)

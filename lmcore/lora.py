@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import require
+
 
 class LoRALinear(nn.Module):
     """A linear layer that stays, and beside it a change of low rank that is learned.
@@ -267,7 +269,6 @@ def _check_numbers(base: nn.Linear, rank: int, alpha: float, dropout: float) -> 
             f"rank={rank} must lie between 1 and {min(n_in, n_out)}, the smaller "
             f"width of the layer ({n_in} to {n_out})"
         )
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha} must be more than 0")
+    require.positive(alpha=alpha)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must be at least 0 and less than 1")

@@ -16,7 +16,7 @@ E is the number of experts, K the number that a token visits.
 import torch
 from torch import Tensor, nn
 
-from . import transformer
+from . import require, transformer
 
 
 class TopKRouter(nn.Module):
@@ -81,11 +81,7 @@ class TopKRouter(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the router's.
         """
-        if x.shape[-1] != self.project_experts.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected width "
-                f"{self.project_experts.in_features}"
-            )
+        require.width("x", x, self.project_experts.in_features)
         logits = self.project_experts(x)  # (..., E)
         # Half precision would make ties of experts that differ.
         wide = torch.promote_types(logits.dtype, torch.float32)

@@ -27,15 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import attention, mixture, position, transformer
+from . import attention, mixture, position, require, transformer
 
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 FEED_FORWARDS = (*transformer.FEED_FORWARDS, "geglu")
-
-
-def _check_choice(name: str, choice: str, choices: tuple[str, ...] | dict) -> None:
-    if choice not in choices:
-        raise ValueError(f"{name}={choice!r} must be one of {', '.join(choices)}")
 
 
 # --- One configuration for all families ---------------------------------------------
@@ -79,17 +74,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what does not fit."""
         for name in ("vocab_size", "max_len", "d_model", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.d_head is None and self.d_model % self.n_heads != 0:
-            raise ValueError(
-                f"d_model={self.d_model} is not divisible by n_heads={self.n_heads}"
-            )
-        if self.key_heads < 1 or self.n_heads % self.key_heads != 0:
-            raise ValueError(
-                f"n_heads={self.n_heads} is not divisible by "
-                f"n_kv_heads={self.n_kv_heads}"
-            )
+            require.at_least_one(**{name: getattr(self, name)})
+        if self.d_head is None:
+            require.divisible(d_model=self.d_model, n_heads=self.n_heads)
+        require.divisible(n_heads=self.n_heads, n_kv_heads=self.key_heads)
         if self.position == "rope" and self.head_width % 2 != 0:
             raise ValueError(
                 f"d_head={self.head_width} must be even for rotary positions"
@@ -98,8 +86,8 @@ class ModelConfig:
             raise ValueError(
                 f"top_k={self.top_k} must lie between 1 and n_experts={self.n_experts}"
             )
-        _check_choice("position", self.position, POSITIONS)
-        _check_choice("feed_forward", self.feed_forward, FEED_FORWARDS)
+        require.one_of("position", self.position, POSITIONS)
+        require.one_of("feed_forward", self.feed_forward, FEED_FORWARDS)
         self.layer_config()
 
     @property
@@ -139,7 +127,7 @@ class ModelConfig:
         >>> ModelConfig.preset("tiny", n_layers=1).n_layers
         1
         """
-        _check_choice("preset", name, PRESETS)
+        require.one_of("preset", name, PRESETS)
         return dataclasses.replace(PRESETS[name], **changes)
 
     def layer_config(self) -> transformer.LayerConfig:
@@ -442,14 +430,7 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
             f"ids is {ids.dtype} of shape {tuple(ids.shape)}, expected whole numbers "
             "(B, T)"
         )
-    if torch.compiler.is_compiling() or ids.numel() == 0 or ids.is_meta:
-        return
-    low, high = (int(end) for end in ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"ids from {low} to {high} must lie between 0 and vocab_size - 1 = "
-            f"{vocab_size - 1}"
-        )
+    require.indices("ids", ids, vocab_size=vocab_size)
 
 
 # --- GPT ----------------------------------------------------------------------------
@@ -775,8 +756,7 @@ def flops_per_token(
     1.145
     """
     n_tokens = config.max_len if n_tokens is None else n_tokens
-    if n_tokens < 0:
-        raise ValueError(f"n_tokens={n_tokens} must not be negative")
+    require.not_negative(n_tokens=n_tokens)
     model = GPT(config, device="meta")
     n_used = parameter_count(model)
     if model.position is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import embedding, position, transformer
+from . import embedding, position, require, transformer
 
 # --- Pictures as tokens -------------------------------------------------------------
 
@@ -417,8 +417,7 @@ def noise_schedule(
     >>> beta[0], kept[-1]
     (tensor(1.0000e-04), tensor(4.0358e-05))
     """
-    if n_steps < 1:
-        raise ValueError(f"n_steps={n_steps} must be at least 1")
+    require.at_least_one(n_steps=n_steps)
     options = {"dtype": torch.float64, "device": device}
     if kind == "linear":
         scale = 1000 / n_steps

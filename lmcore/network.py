@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import require
+
 # --- Weighted sums and bends --------------------------------------------------------
 
 
@@ -326,7 +328,7 @@ def xavier_uniform(
     >>> xavier_uniform(4, 2, torch.Generator().manual_seed(1)).abs().max() < 1
     tensor(True)
     """
-    _check_at_least_one(n_in=n_in, n_out=n_out)
+    require.at_least_one(n_in=n_in, n_out=n_out)
     bound = math.sqrt(6 / (n_in + n_out))
     weight = torch.empty(n_out, n_in, dtype=dtype, device=generator.device)
     return weight.uniform_(-bound, bound, generator=generator)
@@ -359,7 +361,7 @@ def kaiming_normal(
     >>> kaiming_normal(4, 2, torch.Generator().manual_seed(1)).shape
     torch.Size([2, 4])
     """
-    _check_at_least_one(n_in=n_in, n_out=n_out)
+    require.at_least_one(n_in=n_in, n_out=n_out)
     weight = torch.empty(n_out, n_in, dtype=dtype, device=generator.device)
     return weight.normal_(0.0, math.sqrt(2 / n_in), generator=generator)
 
@@ -554,7 +556,7 @@ def train(
     >>> losses[-1] < 0.1
     True
     """
-    _check_at_least_one(n_steps=n_steps, batch_size=batch_size)
+    require.at_least_one(n_steps=n_steps, batch_size=batch_size)
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"there are {len(inputs)} inputs and {len(targets)} targets")
     losses = []
@@ -589,7 +591,7 @@ def context_windows(ids: Tensor, n_context: int, begin: int) -> tuple[Tensor, Te
             [0, 5],
             [5, 6]]), tensor([5, 6, 7]))
     """
-    _check_at_least_one(n_context=n_context)
+    require.at_least_one(n_context=n_context)
     if ids.dim() != 1:
         raise ValueError(f"ids has shape {tuple(ids.shape)}, expected one row")
     padded = torch.cat([ids.new_full((n_context,), begin), ids])
@@ -638,7 +640,7 @@ class NeuralNGram(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(
+        require.at_least_one(
             n_words=n_words, n_context=n_context, d_model=d_model, d_hidden=d_hidden
         )
         self.n_context = n_context
@@ -674,21 +676,10 @@ class NeuralNGram(nn.Module):
                 f"contexts has {contexts.shape[-1]} tokens in a row, "
                 f"expected n_context={self.n_context}"
             )
-        n_words = len(self.embedding)
-        if contexts.numel() and not 0 <= contexts.min() <= contexts.max() < n_words:
-            raise ValueError(
-                f"contexts from {contexts.min()} to {contexts.max()} must lie between "
-                f"0 and n_words - 1 = {n_words - 1}"
-            )
+        require.indices("contexts", contexts, n_words=len(self.embedding))
         x = self.embedding[contexts].flatten(-2)  # (B, n_context, C) -> (B, n_in)
         hidden = torch.tanh(linear(x, self.hidden_weight, self.hidden_bias))  # (B, F)
         logits = linear(hidden, self.output_weight, self.output_bias)  # (B, V)
         if self.direct_weight is not None:
             logits = logits + linear(x, self.direct_weight)
         return logits
-
-
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")

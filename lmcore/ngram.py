@@ -24,6 +24,8 @@ from typing import Literal, Self, get_args
 
 import torch
 
+from . import require
+
 BEGIN = "<begin>"  # stands before a text and is never predicted
 END = "<end>"  # stands after a text and is predicted like any other token
 UNKNOWN = "<unknown>"  # stands for every token that is not in the vocabulary
@@ -47,8 +49,7 @@ def count_ngrams(tokens: Iterable[Hashable], n: int) -> Counter[tuple]:
     >>> count_ngrams("abab", 2)
     Counter({('a', 'b'): 2, ('b', 'a'): 1})
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    require.at_least_one(n=n)
     tokens = _as_list(tokens)
     shifted = (islice(tokens, start, None) for start in range(n))
     return Counter(zip(*shifted, strict=False))
@@ -250,8 +251,7 @@ class NGramModel:
         weight: float = 0.75,
         discount: float = 0.75,
     ) -> None:
-        if order < 1:
-            raise ValueError(f"order={order} must be at least 1")
+        require.at_least_one(order=order)
         if smoothing not in get_args(Smoothing):
             raise ValueError(
                 f"smoothing={smoothing!r} is none of {get_args(Smoothing)}"
@@ -428,8 +428,7 @@ class NGramModel:
         >>> "".join(model.sample(torch.Generator().manual_seed(1)))
         'to be'
         """
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens={max_tokens} must not be negative")
+        require.not_negative(max_tokens=max_tokens)
         text = list(context)
         for _ in range(max_tokens):
             token = _draw(self.distribution(text), generator)

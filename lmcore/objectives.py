@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import require
+
 IGNORED = -100
 
 # --- BERT ---------------------------------------------------------------------------
@@ -58,8 +60,7 @@ def mask_tokens(
     >>> mask_tokens(torch.tensor([5, 6, 7, 8]), 10, 0, [8], share=1.0, generator=dice)
     (tensor([5, 0, 0, 8]), tensor([   5,    6,    7, -100]))
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share={share} must lie between 0 and 1")
+    require.between(0, 1, share=share)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(
             f"mask_id={mask_id} must lie between 0 and {vocab_size - 1}, the last of "

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from . import require
+
 Closure = Callable[[], Tensor]  # computes the loss and its gradient once more
 
 
@@ -94,7 +96,7 @@ class SGD(_Optimizer):
         *,
         nesterov: bool = False,
     ) -> None:
-        _check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        require.not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and momentum == 0:
             raise ValueError(f"nesterov needs momentum={momentum} to be more than 0")
         options = {
@@ -157,7 +159,7 @@ class Adam(_Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        _check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        require.not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         for beta in betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas={betas} must both lie in [0, 1)")
@@ -297,7 +299,7 @@ class Muon(_Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
-        _check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        require.not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, options)
         for group in self.param_groups:
@@ -345,7 +347,7 @@ class MuonAdamW(AdamW):
         weight_decay: float = 0.01,
         momentum: float = 0.95,
     ) -> None:
-        _check_not_negative(matrix_lr=matrix_lr, momentum=momentum)
+        require.not_negative(matrix_lr=matrix_lr, momentum=momentum)
         inside = {
             id(layer.weight)
             for stack in model.modules()
@@ -411,7 +413,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ...  for group in decay_groups(model, 0.1)]
     [(1, 0.1), (3, 0.0)]
     """
-    _check_not_negative(weight_decay=weight_decay)
+    require.not_negative(weight_decay=weight_decay)
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
         raise ValueError(f"{type(model).__name__} has no parameter that learns")
@@ -548,8 +550,7 @@ def clip_gradient_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> f
     >>> clip_gradient_norm([parameter], max_norm=1.0), parameter.grad
     (5.0, tensor([0.6000, 0.8000]))
     """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm={max_norm} must be more than 0")
+    require.positive(max_norm=max_norm)
     parameters = list(parameters)
     norm = gradient_norm(parameters)
     if not math.isfinite(norm):
@@ -569,14 +570,8 @@ def _whole(norm: Tensor) -> Tensor:
 def _check_schedule(
     step: float, peak: float, n_warmup: float, n_steps: float, minimum: float
 ) -> None:
-    _check_not_negative(step=step, n_warmup=n_warmup)
+    require.not_negative(step=step, n_warmup=n_warmup)
     if not n_warmup < n_steps:
         raise ValueError(f"n_warmup={n_warmup} must be less than n_steps={n_steps}")
     if not 0 <= minimum <= peak:
         raise ValueError(f"minimum={minimum} must lie between 0 and peak={peak}")
-
-
-def _check_not_negative(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number >= 0:
-            raise ValueError(f"{name}={number} must not be negative")

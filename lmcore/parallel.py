@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from . import require
+
 Group = dist.ProcessGroup | None  # None = all processes
 
 # --- Parts --------------------------------------------------------------------------
@@ -45,10 +47,8 @@ def shard_sizes(n_rows: int, n_parts: int) -> list[int]:
     >>> shard_sizes(5, 2)
     [3, 2]
     """
-    if n_parts < 1 or n_rows < 0:
-        raise ValueError(
-            f"n_parts={n_parts} must be at least 1 and n_rows={n_rows} not negative"
-        )
+    require.at_least_one(n_parts=n_parts)
+    require.not_negative(n_rows=n_rows)
     size, left_over = divmod(n_rows, n_parts)
     return [size + (part < left_over) for part in range(n_parts)]
 
@@ -71,8 +71,7 @@ def shard(x: Tensor, rank: int, world_size: int, dim: int = 0) -> Tensor:
     >>> shard(torch.arange(5), rank=1, world_size=2)
     tensor([3, 4])
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank} must lie between 0 and {world_size - 1}")
+    require.between(0, world_size - 1, rank=rank)
     return x.split(shard_sizes(x.shape[dim], world_size), dim=dim)[rank]
 
 
@@ -225,7 +224,7 @@ def gather_columns(x: Tensor, n_columns: int, group: Group = None) -> Tensor:
     tensor([[1., 2.]])
     """
     rank, world_size = _world(group)
-    _check_width(x, shard_sizes(n_columns, world_size)[rank])
+    require.width("x", x, shard_sizes(n_columns, world_size)[rank])
     return _Gather.apply(x, n_columns, group)
 
 
@@ -274,7 +273,7 @@ class ColumnParallelLinear(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, self.in_features)
+        require.width("x", x, self.in_features)
         output = F.linear(copy_to_all(x, self.group), self.weight, self.bias)
         if self.gather_output:
             return gather_columns(output, self.out_features, self.group)
@@ -324,9 +323,9 @@ class RowParallelLinear(nn.Module):
             ValueError: if the width of ``x`` is not what is expected.
         """
         if self.split_input:
-            _check_width(x, self.in_features)
+            require.width("x", x, self.in_features)
             x = shard(copy_to_all(x, self.group), *_world(self.group), dim=-1)
-        _check_width(x, self.weight.shape[1])
+        require.width("x", x, self.weight.shape[1])
         output = sum_from_all(F.linear(x, self.weight), self.group)
         return output if self.bias is None else output + self.bias
 
@@ -351,8 +350,3 @@ def _sum(x: Tensor, group: Group) -> Tensor:
 
 def _part(x: Tensor, rank: int, world_size: int, dim: int) -> nn.Parameter:
     return nn.Parameter(shard(x.detach(), rank, world_size, dim).clone())
-
-
-def _check_width(x: Tensor, width: int) -> None:
-    if x.shape[-1] != width:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected width {width}")

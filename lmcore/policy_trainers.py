@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import align, network, preference
+from . import align, network, preference, require
 from . import optimizer as optimizers
 
 # (model, prompts (B, P), mask (B, P) or None) -> prompts and answers, (B, T)
@@ -70,8 +70,7 @@ def sample_answers(
     >>> sample_answers(model, torch.tensor([[2, 3]]), n_tokens=5, generator=dice).shape
     torch.Size([1, 7])
     """
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens={n_tokens} must be at least 1")
+    require.at_least_one(n_tokens=n_tokens)
     ids = prompts
     ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)  # (B, 1)
     for _ in range(n_tokens):
@@ -144,19 +143,12 @@ class PolicyConfig:
     group_size: int = 8  # GRPO: how many answers to each prompt are compared
 
     def __post_init__(self) -> None:
-        if self.n_epochs < 1:
-            raise ValueError(f"n_epochs={self.n_epochs} must be at least 1")
+        require.at_least_one(n_epochs=self.n_epochs)
         if self.group_size < 2:
             raise ValueError(f"group_size={self.group_size} must be at least 2")
-        for name in ("clip", "max_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be more than 0")
-        for name in ("beta", "value_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in 0 … 1")
+        require.positive(clip=self.clip, max_norm=self.max_norm)
+        require.not_negative(beta=self.beta, value_weight=self.value_weight)
+        require.between(0, 1, gamma=self.gamma, lam=self.lam)
 
 
 @dataclass(frozen=True)

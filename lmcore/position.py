@@ -20,6 +20,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from . import require
+
 # --- Added to the tokens ------------------------------------------------------------
 
 
@@ -54,11 +56,9 @@ def sinusoidal_positions(
     tensor([[0.0000, 1.0000, 0.0000, 1.0000],
             [0.8415, 0.5403, 0.0100, 0.9999]])
     """
-    if n_tokens < 0:
-        raise ValueError(f"n_tokens={n_tokens} must not be negative")
-    if d_model < 1:
-        raise ValueError(f"d_model={d_model} must be at least 1")
-    _check_base(base)
+    require.not_negative(n_tokens=n_tokens)
+    require.at_least_one(d_model=d_model)
+    require.positive(base=base)
     # In float32 also for a narrow type, which could not tell large positions apart.
     wide = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
     even_columns = torch.arange(0, d_model, 2, **wide)  # 2j, (⌈C/2⌉,)
@@ -100,10 +100,7 @@ class LearnedPosition(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if n_positions < 1 or d_model < 1:
-            raise ValueError(
-                f"n_positions={n_positions} and d_model={d_model} must be at least 1"
-            )
+        require.at_least_one(n_positions=n_positions, d_model=d_model)
         weight = torch.empty(n_positions, d_model, dtype=dtype, device=generator.device)
         self.weight = nn.Parameter(weight.normal_(std=0.02, generator=generator))
 
@@ -123,8 +120,7 @@ class LearnedPosition(nn.Module):
                 fit the tokens, or one of them has no vector.
         """
         n_positions, d_model = self.weight.shape
-        if x.shape[-1] != d_model:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected width {d_model}")
+        require.width("x", x, d_model)
         if positions is None:
             if x.shape[-2] > n_positions:
                 raise ValueError(
@@ -132,11 +128,7 @@ class LearnedPosition(nn.Module):
                 )
             return x + self.weight[: x.shape[-2]]  # (B, T, C) + (T, C)
         _check_positions(positions, x)
-        if ((positions < 0) | (positions >= n_positions)).any():
-            raise ValueError(
-                f"positions from {positions.min()} to {positions.max()} must lie "
-                f"between 0 and n_positions - 1 = {n_positions - 1}"
-            )
+        require.indices("positions", positions, n_positions=n_positions)
         return x + self.weight[positions]
 
 
@@ -171,7 +163,7 @@ def rope_frequencies(
     """
     if d_head < 2 or d_head % 2 != 0:
         raise ValueError(f"d_head={d_head} must be even: the numbers turn in pairs")
-    _check_base(base)
+    require.positive(base=base)
     even_columns = torch.arange(0, d_head, 2, device=device, dtype=dtype)  # (D/2,)
     return base ** (-even_columns / d_head)
 
@@ -275,8 +267,7 @@ def alibi_slopes(n_heads: int) -> list[float]:
     >>> alibi_slopes(3)
     [0.0625, 0.00390625, 0.25]
     """
-    if n_heads < 1:
-        raise ValueError(f"n_heads={n_heads} must be at least 1")
+    require.at_least_one(n_heads=n_heads)
     power = 2 ** (n_heads.bit_length() - 1)  # the largest power of two up to H
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     between = [2 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
@@ -326,11 +317,6 @@ def alibi_bias(
     key_position = torch.arange(n_keys, device=device)  # (S,)
     distance = (query_position[:, None] - key_position).abs()  # (T, S)
     return slopes[:, None, None] * -distance  # (H, T, S)
-
-
-def _check_base(base: float) -> None:
-    if base <= 0:
-        raise ValueError(f"base={base} must be positive")
 
 
 def _check_positions(positions: Tensor, x: Tensor) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import finetune, network
+from . import finetune, network, require
 
 Prompt = TypeVar("Prompt")
 Answer = TypeVar("Answer")
@@ -204,8 +204,7 @@ def dpo_loss(
     >>> dpo_loss(*policy, *reference)
     tensor(0.5130)
     """
-    if not beta > 0:
-        raise ValueError(f"beta={beta} must be more than 0")
+    require.positive(beta=beta)
     _check_same_shapes(
         chosen=chosen,
         rejected=rejected,
@@ -247,8 +246,7 @@ def best_of_n(
     >>> best_of_n("Ready?", lambda _: next(answers), lambda _, said: len(said), n=3)
     ('certainly', 9.0)
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    require.at_least_one(n=n)
     best: tuple[Answer, float] | None = None
     for _ in range(n):
         answer = generate(prompt)

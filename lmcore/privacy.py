@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import require
+
 Gradients = dict[str, Tensor]  # by the name of the parameter, (B, and its shape)
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a model on a batch, a scalar
 
@@ -42,12 +44,9 @@ class PrivacyConfig:
     expected_batch_size: float  # sampling rate times number of samples
 
     def __post_init__(self) -> None:
-        _check_positive("max_norm", self.max_norm)
-        _check_positive("expected_batch_size", self.expected_batch_size)
-        if not self.noise_multiplier >= 0:
-            raise ValueError(
-                f"noise_multiplier={self.noise_multiplier} must not be negative"
-            )
+        require.positive(max_norm=self.max_norm)
+        require.positive(expected_batch_size=self.expected_batch_size)
+        require.not_negative(noise_multiplier=self.noise_multiplier)
 
 
 def poisson_batch(
@@ -72,7 +71,7 @@ def poisson_batch(
     >>> poisson_batch(3, 1.0, torch.Generator())
     tensor([0, 1, 2])
     """
-    _check_rate(sampling_rate)
+    require.between(0, 1, sampling_rate=sampling_rate)
     throws = torch.rand(n_samples, generator=generator, device=generator.device)
     return (throws < sampling_rate).nonzero()[:, 0]
 
@@ -136,7 +135,7 @@ def clip_per_sample(gradients: Mapping[str, Tensor], max_norm: float) -> Gradien
     {'w': tensor([[1.0000, 0.0000],
             [0.0000, 0.5000]])}
     """
-    _check_positive("max_norm", max_norm)
+    require.positive(max_norm=max_norm)
     sizes = {name: len(gradient) for name, gradient in gradients.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"expected the same number of samples everywhere, got {sizes}")
@@ -258,9 +257,8 @@ def renyi_divergence(
     >>> renyi_divergence(1.0, noise_multiplier=2.0, order=3)
     0.375
     """
-    _check_rate(sampling_rate)
-    if noise_multiplier < 0:
-        raise ValueError(f"noise_multiplier={noise_multiplier} must not be negative")
+    require.between(0, 1, sampling_rate=sampling_rate)
+    require.not_negative(noise_multiplier=noise_multiplier)
     if order < 2 or order != int(order):
         raise ValueError(f"order={order} must be a whole number of at least 2")
     if sampling_rate == 0:
@@ -312,8 +310,7 @@ def epsilon_spent(
     >>> round(epsilon_spent(0.01, noise_multiplier=1.0, n_steps=1000, delta=1e-5), 2)
     2.11
     """
-    if n_steps < 0:
-        raise ValueError(f"n_steps={n_steps} must not be negative")
+    require.not_negative(n_steps=n_steps)
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta} must lie between 0 and 1")
     if not orders:
@@ -348,7 +345,7 @@ def noise_for_epsilon(
     >>> noise_for_epsilon(2.0, sampling_rate=0.01, n_steps=1000, delta=1e-5)
     1.023
     """
-    _check_positive("epsilon", epsilon)
+    require.positive(epsilon=epsilon)
 
     def is_enough(thousandths: int) -> bool:
         spent = epsilon_spent(sampling_rate, thousandths / 1000, n_steps, delta)
@@ -521,8 +518,7 @@ def members_found(
     1.0
     """
     _check_losses(member_losses, other_losses)
-    if not 0 <= false_alarms <= 1:
-        raise ValueError(f"false_alarms={false_alarms} must lie between 0 and 1")
+    require.between(0, 1, false_alarms=false_alarms)
     others = other_losses.double().flatten().sort().values
     allowed = math.floor(false_alarms * len(others) + 1e-9)
     if allowed == len(others):
@@ -534,16 +530,6 @@ def members_found(
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}={value} must be positive")
-
-
-def _check_rate(sampling_rate: float) -> None:
-    if not 0 <= sampling_rate <= 1:
-        raise ValueError(f"sampling_rate={sampling_rate} must lie between 0 and 1")
 
 
 def _check_clients(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import network
+from . import network, require
 from . import optimizer as optimizers
 
 State = Tensor | tuple[Tensor, Tensor]  # hidden, or for the LSTM (hidden, cell)
@@ -325,7 +325,7 @@ def orthogonal(
     >>> torch.allclose(matrix @ matrix.T, torch.eye(3), atol=1e-6)
     True
     """
-    _check_at_least_one(n=n)
+    require.at_least_one(n=n)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     exact = _at_least_single(dtype)  # halves have no decomposition
     normal = torch.empty(n, n, dtype=exact, device=generator.device)
@@ -350,7 +350,7 @@ class _Recurrent(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(d_in=d_in, d_hidden=d_hidden, n_layers=n_layers)
+        require.at_least_one(d_in=d_in, d_hidden=d_hidden, n_layers=n_layers)
         self.d_in, self.d_hidden, self.n_layers = d_in, d_hidden, n_layers
         self.bidirectional = bidirectional
         directions = ("", "_reverse") if bidirectional else ("",)
@@ -662,11 +662,7 @@ class _WithWords(nn.Module):
         n_words = len(self.embedding)
         if ids.dim() != 2:
             raise ValueError(f"ids has shape {tuple(ids.shape)}, expected (B, T)")
-        if ids.numel() and not 0 <= ids.min() <= ids.max() < n_words:
-            raise ValueError(
-                f"ids from {ids.min()} to {ids.max()} must lie between 0 and "
-                f"n_words - 1 = {n_words - 1}"
-            )
+        require.indices("ids", ids, n_words=n_words)
         x = self.embedding[ids]  # (B, T) -> (B, T, C)
         output, state = self.layer(x, state, begins)  # (B, T, F)
         return network.linear(output, self.output_weight, self.output_bias), state
@@ -712,7 +708,7 @@ class RecurrentLM(_WithWords):
         begin_id: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_at_least_one(n_words=n_words, d_model=d_model)
+        require.at_least_one(n_words=n_words, d_model=d_model)
         layer = _layer_of(cell)(
             d_model, d_hidden, n_layers, generator=generator, dtype=dtype
         )
@@ -775,11 +771,8 @@ def sample(
         raise ValueError(
             f"context has shape {tuple(context.shape)}, expected at least one token"
         )
-    if n_tokens < 0 or not temperature > 0:
-        raise ValueError(
-            f"n_tokens={n_tokens} must not be negative and temperature={temperature} "
-            "must be more than 0"
-        )
+    require.not_negative(n_tokens=n_tokens)
+    require.positive(temperature=temperature)
     tokens, state = [context], None
     for _ in range(n_tokens):
         logits, state = model(tokens[-1][None], state)  # (1, T or 1, V)
@@ -819,7 +812,7 @@ def bptt_batches(
     [[0, 1, 2], [6, 7, 8]]
     [[3, 4, 5], [9, 10, 11]]
     """
-    _check_at_least_one(batch_size=batch_size, n_steps=n_steps)
+    require.at_least_one(batch_size=batch_size, n_steps=n_steps)
     if ids.dim() != 1 or len(ids) < batch_size:
         raise ValueError(
             f"ids has shape {tuple(ids.shape)}, expected one row with at least "
@@ -972,7 +965,7 @@ def both_ends(output: Tensor, lengths: Tensor | None = None) -> Tensor:
         raise ValueError(f"output has the odd width {width}, expected two directions")
     if lengths is None:
         lengths = torch.full((n_rows,), n_tokens, device=output.device)
-    _check_lengths(lengths, n_rows, n_tokens)
+    require.lengths(lengths, n_rows, n_tokens)
     forward, backward = output.chunk(2, dim=-1)  # each (B, T, F)
     rows = torch.arange(n_rows, device=output.device)
     return torch.cat([forward[rows, lengths - 1], backward[:, 0]], dim=-1)
@@ -1015,7 +1008,7 @@ class RecurrentTagger(_WithWords):
         cell: str = "lstm",
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_at_least_one(n_words=n_words, n_tags=n_tags, d_model=d_model)
+        require.at_least_one(n_words=n_words, n_tags=n_tags, d_model=d_model)
         options = {"generator": generator, "dtype": dtype, "bidirectional": True}
         layer = _layer_of(cell)(d_model, d_hidden, n_layers, **options)
         super().__init__(n_words, d_model, layer, n_tags, generator, dtype)
@@ -1037,27 +1030,11 @@ class RecurrentTagger(_WithWords):
         """
         begins = None
         if lengths is not None:
-            _check_lengths(lengths, *ids.shape)
+            require.lengths(lengths, *ids.shape)
             # The padding is a document of its own: nobody hears of it.
             begins = torch.arange(ids.shape[1], device=ids.device) == lengths[:, None]
         return self._score(ids, None, begins)[0]
 
 
-def _check_lengths(lengths: Tensor, n_rows: int, n_tokens: int) -> None:
-    if lengths.shape != (n_rows,) or not (
-        n_rows == 0 or 1 <= lengths.min() <= lengths.max() <= n_tokens
-    ):
-        raise ValueError(
-            f"lengths={lengths.tolist()} must be one number for each of the {n_rows} "
-            f"rows, between 1 and {n_tokens}"
-        )
-
-
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import embedding
+from . import embedding, require
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ def split_passages(words: Sequence[str], size: int, overlap: int = 0) -> list[li
     >>> split_passages("a b c d e".split(), size=3, overlap=1)
     [['a', 'b', 'c'], ['c', 'd', 'e']]
     """
-    if size < 1 or not 0 <= overlap < size:
-        raise ValueError(
-            f"size={size} must be at least 1 and overlap={overlap} between 0 and size-1"
-        )
+    require.at_least_one(size=size)
+    require.between(0, size - 1, overlap=overlap)
     # A passage that would only repeat the end of the last one is not begun.
     last_start = max(len(words) - overlap, min(len(words), 1))
     starts = range(0, last_start, size - overlap)
@@ -102,10 +100,10 @@ class BM25:
     def __init__(
         self, documents: Sequence[Sequence[str]], k1: float = 1.5, b: float = 0.75
     ) -> None:
-        if k1 < 0 or not 0 <= b <= 1:
-            raise ValueError(f"k1={k1} must not be negative and b={b} in [0, 1]")
+        require.not_negative(k1=k1)
+        require.between(0, 1, b=b)
         for document in documents:
-            _check_words(document)
+            require.words(document)
         n_words = sum(len(document) for document in documents)
         if n_words == 0:
             raise ValueError(f"there is no word in the {len(documents)} documents")
@@ -144,7 +142,7 @@ class BM25:
         Raises:
             TypeError: if the query is a string.
         """
-        _check_words(query)
+        require.words(query)
         scores = [0.0] * self.n_documents
         for word in query:
             idf = self.idf(word)
@@ -167,7 +165,7 @@ class BM25:
             ValueError: if ``k`` is less than 1.
             TypeError: if the query is a string.
         """
-        _check_k(k)
+        require.at_least_one(k=k)
         found = [Hit(n, score) for n, score in enumerate(self.scores(query)) if score]
         return sorted(found, key=lambda hit: -hit.score)[:k]
 
@@ -238,11 +236,7 @@ class DenseIndex:
         Raises:
             ValueError: if the widths differ.
         """
-        if queries.shape[-1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"queries have shape {tuple(queries.shape)}, expected width "
-                f"{self.vectors.shape[1]}"
-            )
+        require.width("queries", queries, self.vectors.shape[1])
         return embedding.normalize(queries) @ self.vectors.T
 
     def search(self, query: Tensor, k: int = 10) -> list[Hit]:
@@ -259,7 +253,7 @@ class DenseIndex:
             ValueError: if the query is not one vector of width C or ``k`` is less
                 than 1.
         """
-        _check_k(k)
+        require.at_least_one(k=k)
         if query.dim() != 1:
             raise ValueError(f"query has shape {tuple(query.shape)}, expected (C,)")
         scores = self.scores(query)
@@ -291,8 +285,7 @@ def fuse_rankings(rankings: Sequence[Sequence[Hit]], constant: float = 60) -> li
     >>> [hit.document for hit in fuse_rankings([by_words, by_vectors])]
     [1, 0, 2]
     """
-    if constant < 0:
-        raise ValueError(f"constant={constant} must not be negative")
+    require.not_negative(constant=constant)
     scores: Counter[int] = Counter()
     for ranking in rankings:
         for rank, hit in enumerate(ranking, start=1):
@@ -318,7 +311,7 @@ def recall_at_k(ranking: Sequence[Hit], relevant: Collection[int], k: int) -> fl
     >>> recall_at_k([Hit(4, 2.0), Hit(1, 1.0)], relevant={1, 7}, k=2)
     0.5
     """
-    _check_k(k)
+    require.at_least_one(k=k)
     _check_relevant(relevant)
     found = {hit.document for hit in ranking[:k]} & set(relevant)
     return len(found) / len(set(relevant))
@@ -419,7 +412,7 @@ class RetrievalAugmented:
         write: Callable[[str], str],
         k: int = 3,
     ) -> None:
-        _check_k(k)
+        require.at_least_one(k=k)
         if not passages:
             raise ValueError("there are 0 passages: nothing can be looked up")
         self.passages, self.search, self.write, self.k = passages, search, write, k
@@ -486,16 +479,6 @@ def cited_numbers(text: str) -> list[int]:
     brackets = re.findall(r"\[(\d+(?:\s*,\s*\d+)*)\]", text)
     numbers = [int(number) for each in brackets for number in each.split(",")]
     return list(dict.fromkeys(numbers))
-
-
-def _check_words(text: Sequence[str]) -> None:
-    if isinstance(text, str):
-        raise TypeError(f"{text[:40]!r} is a string, expected a list of words")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
 
 
 def _check_relevant(relevant: Collection[int]) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import attention, fast_step, transformer
+from . import attention, fast_step, require, transformer
 
 Decode = Callable[[list[int]], str]  # from ids to text, as a tokenizer does
 
@@ -93,8 +93,7 @@ def top_k_filter(logits: Tensor, k: int) -> Tensor:
     >>> top_k_filter(torch.tensor([-6.0, -5.0, -5.0]), k=1)
     tensor([-inf, -5., -inf])
     """
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
+    require.at_least_one(k=k)
     if k >= logits.shape[-1]:
         return logits
     last = logits.topk(k, dim=-1).values[..., -1:]  # (..., 1)
@@ -186,8 +185,7 @@ def repetition_penalty(
     >>> repetition_penalty(logits, torch.tensor([[0, 1, 0]]), penalty=2.0)
     tensor([[ 2., -2.,  2.]])
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty={penalty} must be positive")
+    require.positive(penalty=penalty)
     occurred = _count(logits, ids, mask) > 0  # (B, V)
     punished = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(occurred, punished, logits)
@@ -244,10 +242,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before anything is written."""
-        if self.max_new_tokens < 0:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} must not be negative"
-            )
+        require.not_negative(max_new_tokens=self.max_new_tokens)
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(
                 f"stop={self.stop!r} must be a tuple of texts that are not empty"
@@ -420,8 +415,7 @@ class KVCache(transformer.DecoderCache):
         Raises:
             ValueError: if ``n_tokens`` is negative.
         """
-        if n_tokens < 0:
-            raise ValueError(f"n_tokens={n_tokens} must not be negative")
+        require.not_negative(n_tokens=n_tokens)
         for layer in self.text:
             layer.crop(n_tokens)
 
@@ -1004,8 +998,7 @@ def repetition_rate(ids: Sequence[int] | Tensor, n: int = 4) -> float:
     >>> repetition_rate([7, 7, 7, 7], n=2)
     0.6666666666666667
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    require.at_least_one(n=n)
     ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import require
+
 COLOURS = {
     "red": (1.0, 0.1, 0.1),
     "green": (0.1, 0.8, 0.2),
@@ -55,13 +57,9 @@ def draw_shape(
     >>> draw_shape("square", "red", "top left").shape
     torch.Size([3, 16, 16])
     """
-    for name, value, known in (
-        ("kind", kind, KINDS),
-        ("colour", colour, COLOURS),
-        ("place", place, PLACES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+    require.one_of("kind", kind, KINDS)
+    require.one_of("colour", colour, COLOURS)
+    require.one_of("place", place, PLACES)
     if size < 8:
         raise ValueError(f"size={size} must be at least 8")
     row, column = divmod(PLACES.index(place), 2)
@@ -98,8 +96,7 @@ def draw_shapes(n_images: int, generator: torch.Generator, size: int = 16) -> Sh
     >>> draw_shapes(2, dice).images.shape
     torch.Size([2, 3, 16, 16])
     """
-    if n_images < 1:
-        raise ValueError(f"n_images={n_images} must be at least 1")
+    require.at_least_one(n_images=n_images)
     names = tuple(COLOURS)
 
     def draw(n: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from . import network
+from . import network, require
 
 
 class PromptTuning(nn.Module):
@@ -62,7 +62,7 @@ class PromptTuning(nn.Module):
         d_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least_one(n_virtual=n_virtual, d_hidden=d_hidden)
+        require.at_least_one(n_virtual=n_virtual, d_hidden=d_hidden)
         words = dict(model.named_modules()).get(embedding)
         if not isinstance(words, nn.Embedding):
             raise ValueError(
@@ -165,7 +165,7 @@ class PrefixTuning(nn.Module):
         self, model: nn.Module, n_virtual: int, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        _check_at_least_one(n_virtual=n_virtual)
+        require.at_least_one(n_virtual=n_virtual)
         self.model = model.requires_grad_(False)
         where = {"device": generator.device, "generator": generator}
         words = torch.randint(model.config.vocab_size, (1, n_virtual), **where)
@@ -231,9 +231,3 @@ def _check_ids(ids: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"ids have shape {tuple(ids.shape)} and mask {shape}, expected (B, T)"
         )
-
-
-def _check_at_least_one(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")

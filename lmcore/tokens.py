@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from . import require
+
 IGNORED = -100  # the target that no loss counts
 
 # --- Files of tokens ----------------------------------------------------------------
@@ -104,8 +106,7 @@ class TokenDataset:
         stride: int | None = None,
     ) -> None:
         stride = n_context if stride is None else stride
-        if n_context < 1 or stride < 1:
-            raise ValueError(f"{n_context=} and {stride=} must be at least 1")
+        require.at_least_one(n_context=n_context, stride=stride)
         self.tokens = _open_tokens(tokens)
         self.n_context, self.stride = n_context, stride
         if len(self.tokens) <= n_context:
@@ -244,8 +245,8 @@ def mix_seeds(*seeds: int) -> int:
 def _check_batches(
     dataset: Dataset, batch_size: int, shuffle: bool, first: int, rank: int, n: int
 ) -> None:
-    if batch_size < 1 or first < 0:
-        raise ValueError(f"{batch_size=} must be at least 1 and {first=} at least 0")
+    require.at_least_one(batch_size=batch_size)
+    require.not_negative(first=first)
     if not 0 <= rank < n:
         raise ValueError(f"rank={rank} must lie in 0 … n_ranks - 1 = {n - 1}")
     if batch_size < n:
@@ -335,8 +336,7 @@ def pack(
     >>> packed.positions.tolist()
     [[0, 1, 0, 1], [0, 0, 0, 0]]
     """
-    if n_context < 1:
-        raise ValueError(f"n_context={n_context} must be at least 1")
+    require.at_least_one(n_context=n_context)
     rows: list[list[tuple[int, int, int, int]]] = [[]]
     for document in documents:
         tokens = list(document)

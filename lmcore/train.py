@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import checkpoint, processes, tokens
+from . import checkpoint, processes, require, tokens
 from . import optimizer as optimizers
 from .scaling import ScalingLaw, estimate_mfu, fit_scaling_law
 
@@ -91,33 +91,25 @@ class TrainConfig:
             raise ValueError("n_steps=None and seconds=None: the training has no end")
         counts = ("n_steps", "batch_size", "micro_batch_size", "n_eval_batches")
         for name in (*counts, "log_every"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1")
+            require.at_least_one(**{name: getattr(self, name)})
         for name in ("seconds", "lr", "matrix_lr", "max_norm"):
             number = getattr(self, name)
             if number is not None and not 0 < number < math.inf:
                 raise ValueError(f"{name}={number} must be more than 0")
         for name in ("weight_decay", "eval_every", "checkpoint_every", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+            require.not_negative(**{name: getattr(self, name)})
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr={self.min_lr} must lie in 0 … lr={self.lr}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} must lie in [0, 1)")
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("parallel", self.parallel, processes.PARALLEL)
+        require.one_of("optimizer", self.optimizer, OPTIMIZERS)
+        require.one_of("schedule", self.schedule, SCHEDULES)
+        require.one_of("precision", self.precision, PRECISIONS)
+        require.one_of("parallel", self.parallel, processes.PARALLEL)
 
 
 # What decides which data a step sees: a training cannot go on with another value.
 FIXED = ("batch_size", "seed", "optimizer")
-
-
-def _check_choice(name: str, choice: str, choices: Any) -> None:
-    if choice not in choices:
-        raise ValueError(f"{name}={choice!r} must be one of {', '.join(choices)}")
 
 
 # --- What a batch costs -------------------------------------------------------------

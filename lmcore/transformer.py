@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import attention, network, position
+from . import attention, network, position, require
 
 # --- Norms --------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class LayerNorm(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, len(self.weight))
+        require.width("x", x, len(self.weight))
         # Half precision has too few digits for sums of squares.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         centred = wide - wide.mean(dim=-1, keepdim=True)  # (..., C)
@@ -130,7 +130,7 @@ class RMSNorm(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, len(self.weight))
+        require.width("x", x, len(self.weight))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean_square = wide.square().mean(dim=-1, keepdim=True)  # (..., 1)
         return (wide * torch.rsqrt(mean_square + self.eps) * self.weight).to(x.dtype)
@@ -176,7 +176,7 @@ class FeedForward(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("activation", activation, ACTIVATIONS)
+        require.one_of("activation", activation, ACTIVATIONS)
         self.activation = activation
         options = {"bias": bias, "device": device, "dtype": dtype}
         self.project_up = nn.Linear(d_model, d_ff, **options)
@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, self.project_up.in_features)
+        require.width("x", x, self.project_up.in_features)
         hidden = ACTIVATIONS[self.activation](self.project_up(x))  # (..., F)
         return self.project_down(self.dropout(hidden))
 
@@ -251,7 +251,7 @@ class SwiGLU(nn.Module):
         Raises:
             ValueError: if the width of ``x`` is not the layer's.
         """
-        _check_width(x, self.project_up.in_features)
+        require.width("x", x, self.project_up.in_features)
         gate = F.silu(self.project_gate(x))  # (..., F)
         return self.project_down(self.dropout(gate * self.project_up(x)))
 
@@ -290,13 +290,11 @@ class LayerConfig:
     fused: bool = False  # PyTorch's fast attention and norms, without the weights
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        require.at_least_one(d_model=self.d_model, n_heads=self.n_heads, d_ff=self.d_ff)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        _check_choice("feed_forward", self.feed_forward, FEED_FORWARDS)
-        _check_choice("norm", self.norm, NORMS)
+        require.one_of("feed_forward", self.feed_forward, FEED_FORWARDS)
+        require.one_of("norm", self.norm, NORMS)
 
 
 def make_norm(
@@ -542,7 +540,7 @@ class PositionalAttention(nn.Module):
                 "own: give one of them"
             )
         heads = self.heads
-        _check_width(x, heads.project_query.in_features)
+        require.width("x", x, heads.project_query.in_features)
         query = attention.split_heads(heads.project_query(x), heads.n_heads)
         if context is not None and cache is not None and len(cache) > 0:
             if len(cache) != context.shape[-2]:
@@ -553,7 +551,7 @@ class PositionalAttention(nn.Module):
             key, value = cache.key, cache.value  # (B, H_kv, S, D)
         else:
             asked = x if context is None else context
-            _check_width(asked, heads.project_key.in_features)
+            require.width("context", asked, heads.project_key.in_features)
             key = attention.split_heads(heads.project_key(asked), heads.n_kv_heads)
             value = attention.split_heads(heads.project_value(asked), heads.n_kv_heads)
             if rotate is not None:
@@ -800,7 +798,7 @@ class Encoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_layers(n_layers)
+        require.at_least_one(n_layers=n_layers)
         self.layers = nn.ModuleList(
             EncoderLayer(config, device, dtype) for _ in range(n_layers)
         )
@@ -851,7 +849,7 @@ class DecoderCache:
     """
 
     def __init__(self, n_layers: int) -> None:
-        _check_layers(n_layers)
+        require.at_least_one(n_layers=n_layers)
         self.text = [attention.KeyValueCache() for _ in range(n_layers)]
         self.context = [attention.KeyValueCache() for _ in range(n_layers)]
 
@@ -891,7 +889,7 @@ class Decoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_layers(n_layers)
+        require.at_least_one(n_layers=n_layers)
         options = {"cross_attention": cross_attention, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList(
             DecoderLayer(config, **options) for _ in range(n_layers)
@@ -1057,11 +1055,9 @@ class EncoderDecoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if n_source_words < 1 or n_target_words < 1:
-            raise ValueError(
-                f"n_source_words={n_source_words} and n_target_words={n_target_words} "
-                "must be at least 1"
-            )
+        require.at_least_one(
+            n_source_words=n_source_words, n_target_words=n_target_words
+        )
         # On the meta device nothing is drawn: the generator alone is to decide.
         options = {"device": "meta", "dtype": dtype}
         d_model = config.d_model
@@ -1163,8 +1159,7 @@ class EncoderDecoder(nn.Module):
             ValueError: if an id is not in the vocabulary, or ``max_tokens`` is
                 negative.
         """
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens={max_tokens} must not be negative")
+        require.not_negative(max_tokens=max_tokens)
         context = self.encode(source, source_mask)
         cache = DecoderCache(len(self.decoder.layers))
         token = torch.full_like(source[:, :1], start)  # (B, 1)
@@ -1180,11 +1175,7 @@ class EncoderDecoder(nn.Module):
     def _embed(self, ids: Tensor, embedding: nn.Embedding, start: int = 0) -> Tensor:
         """Vectors of tokens that stand at start, start + 1, …: (B, T) -> (B, T, C)."""
         n_words, d_model = embedding.weight.shape
-        if ids.numel() and not 0 <= ids.min() <= ids.max() < n_words:
-            raise ValueError(
-                f"ids from {ids.min()} to {ids.max()} must lie between 0 and "
-                f"{n_words - 1}"
-            )
+        require.indices("ids", ids, n_words=n_words)
         x = embedding(ids) * math.sqrt(d_model)
         table = position.sinusoidal_positions(
             start + ids.shape[1], d_model, device=x.device, dtype=x.dtype
@@ -1198,23 +1189,8 @@ def _final_norm(
     return make_norm(config, device, dtype) if config.norm_first else nn.Identity()
 
 
-def _check_width(x: Tensor, width: int) -> None:
-    if x.shape[-1] != width:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected width {width}")
-
-
 def _check_mask(mask: Tensor | None) -> None:
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(
             f"mask has dtype {mask.dtype}, expected torch.bool with True = may look"
         )
-
-
-def _check_layers(n_layers: int) -> None:
-    if n_layers < 1:
-        raise ValueError(f"n_layers={n_layers} must be at least 1")
-
-
-def _check_choice(name: str, choice: str, choices: tuple[str, ...] | dict) -> None:
-    if choice not in choices:
-        raise ValueError(f"{name}={choice!r} must be one of {', '.join(choices)}")
