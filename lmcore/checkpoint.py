@@ -1,9 +1,9 @@
 """Checkpoints that are whole at any moment, and a diary of the training.
 
-Chapter 11 of the book, third part. The module builds, in this order: a file that is
-there completely or not at all; the state of a model and its optimizer, in one form
-however many processes share them; and the metrics of every step in a file that a
-program can read, and in TensorBoard.
+Chapter 11 of the book, third part. The module builds, in this order: the state of a
+model and its optimizer, in one form however many processes share them, in a file that
+is there completely or not at all (`lmcore.files`); and the metrics of every step in a
+file that a program can read, and in TensorBoard.
 
 Left out: several checkpoints side by side, and writing in the background.
 """
@@ -12,49 +12,20 @@ import importlib
 import importlib.util
 import io
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict as shared_state
 
+from . import files
+
 # --- Files --------------------------------------------------------------------------
 
 
-def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that nobody ever sees half of it, even if the power fails.
-
-    The content goes to a file beside it, then to the disk, and only then takes the
-    name, which file systems do in one piece. Until then the old file stays.
-
-    Args:
-        path: the file
-        write: is called with a file and writes the content into it
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "letter"
-    >>> write_whole(path, lambda file: file.write(b"all of it"))
-    >>> path.read_bytes()
-    b'all of it'
-    """
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name is on the disk, too
-        os.close(folder)
-
-
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers and names to a file, whole (`write_whole`).
+    """Write tensors, numbers and names to a file, whole (`files.write_whole`).
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "state.pt"
@@ -65,7 +36,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     # Into the memory first: torch.save writes archives that it goes back in.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_whole(path, lambda file: file.write(buffer.getbuffer()))
+    files.write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -172,4 +143,4 @@ class Diary:
         records = [json.loads(line) for line in whole.splitlines()]
         self.records = [record for record in records if record["step"] <= step]
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_whole(self._file, lambda file: file.write(lines.encode()))
+        files.write_whole(self._file, lambda file: file.write(lines.encode()))

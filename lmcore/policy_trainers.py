@@ -15,8 +15,7 @@ Papers: Schulman et al., 2017, and Ouyang et al., 2022 (PPO); Shao et al., 2024 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import align, network, preference, require
+from . import align, modes, network, preference, require
 from . import optimizer as optimizers
 
 # (model, prompts (B, P), mask (B, P) or None) -> prompts and answers, (B, T)
@@ -356,7 +355,7 @@ class PPOTrainer(_PolicyTrainer):
                 finite, or the answers do not follow their prompts.
         """
         config = self.config
-        with _evaluating(self.policy, self.reference, self.critic):
+        with modes.evaluating(self.policy, self.reference, self.critic):
             answers = self._roll_out(prompts, mask)
             advantages, returns = self._credit(answers)
             for _ in range(config.n_epochs):
@@ -446,7 +445,7 @@ class GRPOTrainer(_PolicyTrainer):
         config, n = self.config, self.config.group_size
         prompts = prompts.repeat_interleave(n, dim=0)  # (B, P) -> (B · n, P)
         mask = None if mask is None else mask.repeat_interleave(n, dim=0)
-        with _evaluating(self.policy, self.reference):
+        with modes.evaluating(self.policy, self.reference):
             answers = self._roll_out(prompts, mask)
             groups = answers.rewards.reshape(-1, n)  # (B, n)
             advantages = align.group_advantages(groups).flatten()
@@ -463,17 +462,3 @@ class GRPOTrainer(_PolicyTrainer):
                 )
                 self._learn(loss)
         return self._report(answers, loss, log_probs)
-
-
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while."""
-    modules = [module for model in models for module in model.modules()]
-    training = [module.training for module in modules]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in zip(modules, training, strict=True):
-            module.training = was_training

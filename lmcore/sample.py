@@ -18,13 +18,12 @@ Logits that are cut are -inf: 0 would be a score like any other.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from . import attention, fast_step, require, transformer
+from . import attention, fast_step, modes, require, transformer
 
 Decode = Callable[[list[int]], str]  # from ids to text, as a tokenizer does
 
@@ -483,21 +482,9 @@ class Reader:
         return logits[:, 0] if n_places == 1 else logits
 
 
-def _in_training(*models: nn.Module) -> list[nn.Module]:
-    return [part for model in models for part in model.modules() if part.training]
-
-
-@contextmanager
-def _quiet(in_training: list[nn.Module]) -> Iterator[None]:
-    """Without dropout and gradients; afterwards as before."""
-    for part in in_training:
-        part.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part in in_training:
-            part.training = True
+def _in_training(model: nn.Module) -> list[nn.Module]:
+    """The parts that drop out: asked once, which takes as long as part of a step."""
+    return [part for part in model.modules() if part.training]
 
 
 # --- Writing ------------------------------------------------------------------------
@@ -571,7 +558,8 @@ def _write(
     reader, in_training = Reader(model, use_cache), _in_training(model)
     n_prompt = ids.shape[1]
     for _ in range(config.max_new_tokens):
-        with _quiet(in_training):  # anew at every step: in between, others are at work
+        # Anew at every step: in between, others are at work.
+        with torch.no_grad(), modes.evaluating(*in_training):
             logits = filter_logits(reader.next_logits(ids, mask), ids, config, mask)
             token = greedy(logits) if is_greedy else draw(logits, generator)
         if can_end:
@@ -796,7 +784,7 @@ def beam_search(
     finished: list[Hypothesis] = []
     live = torch.zeros(1, device=ids.device)  # (n_live,), nats
     for n_new in range(1, max_new_tokens + 1):
-        with _quiet(in_training):
+        with torch.no_grad(), modes.evaluating(*in_training):
             logits = reader.next_logits(ids)  # (n_live, V)
         steps = torch.log_softmax(logits.float(), dim=-1)
         sums = (live[:, None] + steps).flatten()  # (n_live · V,)
@@ -935,7 +923,7 @@ def speculative_decode(
         _check_prompt(one, ids, config, None, None)
     readers = Reader(model), Reader(draft_model)
     n_left, n_kept, n_tried = config.max_new_tokens, 0, 0
-    with _quiet(_in_training(model, draft_model)):
+    with torch.no_grad(), modes.evaluating(model, draft_model):
         while n_left > 0:
             # One place is for the token that the large model adds.
             n_ahead = min(n_drafted, n_left - 1)

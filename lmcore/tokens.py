@@ -10,19 +10,18 @@ Left out: mixing several sources, and packing that cuts no text (Ding et al., 20
 B batch, T tokens of a window, N windows.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from . import require
+from . import files, require
 
 IGNORED = -100  # the target that no loss counts
 
@@ -32,7 +31,8 @@ IGNORED = -100  # the target that no loss counts
 def write_tokens(path: str | Path, ids: Iterable[int], vocab_size: int) -> int:
     """Write ids to a file as they come, with two bytes each, or four if need be.
 
-    The file is NumPy's (``.npy``). It appears under its name when it is complete.
+    The file is NumPy's (``.npy``). It appears under its name when it is complete
+    (`files.write_whole`).
 
     Args:
         path: the file
@@ -52,11 +52,11 @@ def write_tokens(path: str | Path, ids: Iterable[int], vocab_size: int) -> int:
     >>> np.load(path)
     array([1, 2, 3], dtype=uint16)
     """
-    path, ids = Path(path), iter(ids)
+    ids = iter(ids)
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-    unfinished = path.with_name(path.name + ".unfinished")
-    n_written = 0
-    with unfinished.open("wb") as file:
+
+    def write(file: BinaryIO) -> int:
+        n_written = 0
         _write_header(file, dtype, 0)
         while block := list(islice(ids, 2**16)):
             if min(block) < 0 or max(block) >= vocab_size:
@@ -66,11 +66,12 @@ def write_tokens(path: str | Path, ids: Iterable[int], vocab_size: int) -> int:
             n_written += len(block)
         file.seek(0)
         _write_header(file, dtype, n_written)  # which keeps room for a longer number
-    os.replace(unfinished, path)
-    return n_written
+        return n_written
+
+    return files.write_whole(path, write)
 
 
-def _write_header(file: Any, dtype: np.dtype, n_tokens: int) -> None:
+def _write_header(file: BinaryIO, dtype: np.dtype, n_tokens: int) -> None:
     header = {"descr": dtype.str, "fortran_order": False, "shape": (n_tokens,)}
     np.lib.format.write_array_header_1_0(file, header)
 

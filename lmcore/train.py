@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import checkpoint, processes, require, tokens
+from . import checkpoint, modes, processes, require, tokens
 from . import optimizer as optimizers
 from .scaling import ScalingLaw, estimate_mfu, fit_scaling_law
 
@@ -324,7 +324,7 @@ class Trainer:
         size = self.config.batch_size
         feed = tokens.batches(self.held_out, size, shuffle=False, n_epochs=1)
         total, n_targets = 0.0, 0
-        with _evaluating(self.model):
+        with modes.evaluating(self.model):
             for batch in islice(feed, n_batches):
                 for inputs, targets in self._micro_batches(*self._share(*batch)):
                     with self._autocast():
@@ -415,7 +415,7 @@ class Trainer:
     @torch.no_grad()
     def _check_one_item(self) -> None:
         inputs, targets = tokens.default_collate([self.data[0]])
-        with self._own_dice(), _evaluating(self.model):
+        with self._own_dice(), modes.evaluating(self.model):
             loss = self.loss(self.model, self._put(inputs), self._put(targets))
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = tuple(loss.shape) if isinstance(loss, Tensor) else loss
@@ -609,18 +609,6 @@ def _cut(inputs: Any, part: slice | Tensor) -> Any:
     if isinstance(inputs, dict):
         return {name: value[part] for name, value in inputs.items()}
     return tuple(value[part] for value in inputs)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off, and afterwards on again where it was on."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 # --- How well a text is foreseen ----------------------------------------------------

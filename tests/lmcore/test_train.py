@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from lmcore import checkpoint, ngram, processes, scaling, tokens, train
+from lmcore import ngram, processes, scaling, tokens, train
 
 SCRIPT = Path(__file__).parent / "distributed_training.py"
 spec = importlib.util.spec_from_file_location("distributed_training", SCRIPT)
@@ -380,19 +380,6 @@ def kill_until_one_arrives(folder):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return -1
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    checkpoint.write_whole(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_whole(path, fail)
-    assert path.read_bytes() == b"old"
 
 
 def test_a_checkpoint_is_not_forgotten_nor_overwritten(tmp_path):
