@@ -45,6 +45,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds something else.
+
+    >>> load_state("no such file")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: [Errno 2] No such file or directory: 'no such file'
     """
     content = Path(path).read_bytes()
     try:
@@ -72,6 +77,11 @@ def training_state(
 
     Returns:
         ``{"model": …, "optimizer": …}``, on the CPU.
+
+    >>> model = nn.Linear(2, 1)
+    >>> state = training_state(model, torch.optim.SGD(model.parameters()))
+    >>> sorted(state), sorted(state["model"])
+    (['model', 'optimizer'], ['bias', 'weight'])
     """
     found = shared_state.get_state_dict(model, optimizer, options=_WHOLE)
     return dict(zip(("model", "optimizer"), found, strict=True))
@@ -86,6 +96,12 @@ def load_training_state(
         model: built as the one that was saved
         optimizer: of the same kind
         state: the same in every process
+
+    >>> old, new = nn.Linear(2, 1), nn.Linear(2, 1)
+    >>> optimizers = [torch.optim.Adam(model.parameters()) for model in (old, new)]
+    >>> load_training_state(new, optimizers[1], training_state(old, optimizers[0]))
+    >>> torch.equal(old.weight, new.weight)
+    True
     """
     shared_state.set_state_dict(
         model,

@@ -21,7 +21,12 @@ WORK_FILE = "work.json"  # beside the homework: what its questions cost when mea
 
 @dataclass(frozen=True)
 class Finding:
-    """What one examination found."""
+    """What one examination found.
+
+    >>> print(Finding("disk", "ill", "0.1 GB free", "make room"))
+    ✗ disk       0.1 GB free
+        → make room
+    """
 
     name: str  # what was examined
     state: Literal["well", "missing", "ill"]  # missing: optional, costs one feature
@@ -39,6 +44,9 @@ def matmul_gflops(size: int = 384, repeats: int = 20) -> float:
     two (size, size) matrices, one thread, the best of several tries.
 
     One thread and small matrices, since that is what a homework's checks run.
+
+    >>> matmul_gflops(size=64, repeats=3) > 0
+    True
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,7 +80,11 @@ def predict_seconds(work: dict, gflops: float) -> float:
 
 
 def examine_python() -> Finding:
-    """Say which Python this is, and whether it is the course's own environment."""
+    """Say which Python this is, and whether it is the course's own environment.
+
+    >>> examine_python().name
+    'Python'
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.prefix != sys.base_prefix:
         return Finding("Python", "well", f"{version}, in a virtual environment")
@@ -85,7 +97,11 @@ def examine_python() -> Finding:
 
 
 def examine_torch() -> Finding:
-    """PyTorch must multiply two matrices correctly."""
+    """PyTorch must multiply two matrices correctly.
+
+    >>> examine_torch().state
+    'well'
+    """
     product = torch.ones(2, 3) @ torch.ones(3, 2)
     if torch.equal(product, torch.full((2, 2), 3.0)):
         return Finding("torch", "well", torch.__version__)
@@ -98,7 +114,11 @@ def examine_torch() -> Finding:
 
 
 def examine_device() -> Finding:
-    """Say which device a notebook can use; a CPU is enough for all homework."""
+    """Say which device a notebook can use; a CPU is enough for all homework.
+
+    >>> examine_device().state
+    'well'
+    """
     if torch.cuda.is_available():
         return Finding("device", "well", f"cuda: {torch.cuda.get_device_name()}")
     if torch.backends.mps.is_available():
@@ -111,7 +131,11 @@ def examine_device() -> Finding:
 
 
 def examine_kernel() -> Finding:
-    """Notebooks need a Python kernel and JupyterLab."""
+    """Notebooks need a Python kernel and JupyterLab.
+
+    >>> examine_kernel().name
+    'notebooks'
+    """
     lacking = [
         name
         for name in ("ipykernel", "jupyterlab")
@@ -128,7 +152,13 @@ def examine_kernel() -> Finding:
 
 
 def examine_disk(folder: Path, needed_gb: float = 1.0) -> Finding:
-    """Homework and checkpoints need a little room."""
+    """Homework and checkpoints need a little room.
+
+    >>> examine_disk(Path.cwd(), needed_gb=0).state
+    'well'
+    >>> examine_disk(Path.cwd(), needed_gb=2_000_000).advice
+    'make room: 2e+06 GB are needed'
+    """
     free_gb = shutil.disk_usage(folder).free / 1e9
     detail = f"{free_gb:.1f} GB free in {folder}"
     if free_gb >= needed_gb:
@@ -137,7 +167,12 @@ def examine_disk(folder: Path, needed_gb: float = 1.0) -> Finding:
 
 
 def examine_homework(folder: Path) -> Iterable[Finding]:
-    """Predict how long the checks of every homework below a folder take here."""
+    """Predict how long the checks of every homework below a folder take here.
+
+    >>> import tempfile
+    >>> [finding.state for finding in examine_homework(Path(tempfile.mkdtemp()))]
+    ['missing']
+    """
     files = sorted([*folder.glob(WORK_FILE), *folder.glob(f"*/{WORK_FILE}")])
     if not files:
         yield Finding(
@@ -158,7 +193,12 @@ def examine_homework(folder: Path) -> Iterable[Finding]:
 
 
 def examine_student(folder: Path) -> list[Finding]:
-    """Everything a student needs, examined from the folder of the homework."""
+    """Everything a student needs, examined from the folder of the homework.
+
+    >>> import tempfile
+    >>> [finding.name for finding in examine_student(Path(tempfile.mkdtemp()))]
+    ['Python', 'torch', 'device', 'notebooks', 'disk', 'homework']
+    """
     return [
         examine_python(),
         examine_torch(),

@@ -119,6 +119,17 @@ def prepare(preset: Preset, source: str | Path, folder: Path) -> tokenizer.BPETo
 
     Returns:
         The tokenizer, which has seen nothing of what is held out.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "text.txt").write_text("to be or not to be\\n" * 50)
+    950
+    >>> preset = dataclasses.replace(PRESETS["shakespeare-2min"], vocab_size=270)
+    >>> made = prepare(preset, folder / "text.txt", folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['held_out.txt', 'text.txt', 'tokenizer.json', 'tokens.npy']
+    >>> made.vocab_size, made.encode("to be")
+    (266, [257, 258])
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.json"
@@ -192,6 +203,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> model.
     Raises:
         FileNotFoundError: if there is none in this folder.
         ValueError: if the file holds something else.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_model(model.GPT(model.ModelConfig.preset("tiny")).train(), folder)
+    >>> load_model(folder).training
+    False
     """
     state = checkpoint.load_state(Path(folder) / "model.pt")
     built = model.GPT(model.ModelConfig(**state["shape"]))
@@ -212,6 +229,12 @@ def measure(
 
     Returns:
         Bits per character.
+
+    >>> letters = tokenizer.CharTokenizer.train(["be\\n"])
+    >>> guess = nn.Embedding(letters.vocab_size, letters.vocab_size)
+    >>> _ = nn.init.zeros_(guess.weight)  # four tokens, all as likely: two bits each
+    >>> round(measure(guess, letters, "bee", n_context=2), 4)
+    2.0
     """
     before = tokens_of.encode("\n")[-1:]
     device = next(built.parameters()).device

@@ -30,7 +30,14 @@ from . import bert, model, t5
 
 @dataclass(frozen=True)
 class Stored:
-    """How a tensor of a file is made of parameters of ours."""
+    """How a tensor of a file is made of parameters of ours.
+
+    >>> stored = Stored("attn.weight", ("query", "key"), transposed=True)
+    >>> ours = {"query": torch.ones(1, 2), "key": torch.zeros(1, 2)}
+    >>> stored.pack(ours)
+    tensor([[1., 0.],
+            [1., 0.]])
+    """
 
     theirs: str  # its name in the file
     ours: tuple[str, ...]  # the parameters that it holds, one below the other
@@ -407,7 +414,11 @@ def _t5_layer(config: model.ModelConfig, stack: str, n: int) -> list[Stored]:
 
 @dataclass(frozen=True)
 class Family:
-    """What one kind of folder is called, and how it is read and written."""
+    """What one kind of folder is called, and how it is read and written.
+
+    >>> FAMILIES["bert"].architecture, FAMILIES["bert"].build.__name__
+    ('BertForPreTraining', 'BERT')
+    """
 
     architecture: str  # as config.json names it
     build: type[nn.Module]  # our class

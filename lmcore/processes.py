@@ -124,6 +124,13 @@ def copy_to_team(model: nn.Module, device: torch.device) -> DistributedDataParal
 
     Returns:
         The model to be called in training; the parameters are those of ``model``.
+
+    >>> store = distributed.HashStore()
+    >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    >>> model = nn.Linear(2, 1)
+    >>> copy_to_team(model, torch.device("cpu")).module is model
+    True
+    >>> distributed.destroy_process_group()
     """
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
@@ -139,6 +146,14 @@ def shard_over_team(model: nn.Module, team: Team) -> None:
     Args:
         model: on the device of this process, with the same parameters everywhere
         team: the processes that share it
+
+    >>> store = distributed.HashStore()
+    >>> distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    >>> model = nn.Linear(2, 1)
+    >>> shard_over_team(model, current_team())
+    >>> type(model.weight.data).__name__
+    'DTensor'
+    >>> distributed.destroy_process_group()
     """
     mesh = init_device_mesh(team.device.type, (team.n_ranks,))
     for module in reversed(list(model.modules())):  # inner layers first

@@ -731,7 +731,13 @@ def _sure_part(text: str, stop: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text that beam search found."""
+    """A text that beam search found.
+
+    >>> model = nn.Embedding(3, 3, _weight=10 * torch.eye(3).roll(1, dims=1))
+    >>> best = beam_search(model, torch.tensor([0]), 2, max_new_tokens=9, eos_id=2)[0]
+    >>> best.ids, round(best.score, 4)
+    (tensor([1, 2]), -0.0001)
+    """
 
     ids: Tensor  # (new,), without the prompt; ends with eos_id unless it was cut short
     score: float  # nats, the log-probability over the length to the power of the norm

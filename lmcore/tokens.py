@@ -147,7 +147,12 @@ def _open_tokens(tokens: str | Path | Sequence[int] | np.ndarray | Tensor) -> An
 
 
 class Dataset(Protocol):
-    """Anything with a length whose items are pairs of inputs and targets."""
+    """Anything with a length whose items are pairs of inputs and targets.
+
+    >>> pairs: Dataset = [(torch.tensor([1, 2]), torch.tensor([2, 3]))]
+    >>> len(pairs), pairs[0][1]
+    (1, tensor([2, 3]))
+    """
 
     def __len__(self) -> int: ...
 

@@ -33,6 +33,12 @@ class Recorder:
     Args:
         seed: decides everything drawn from `generator`
         question: the id of the question whose checks run
+
+    >>> recorder = Recorder(seed=1, question="sums")
+    >>> recorder.take(1 + 1, "a sum", expected=2)
+    >>> record = recorder.records[0]
+    >>> record["title"], record["value"], record["has_expected"]
+    ('a sum', 2, True)
     """
 
     def __init__(self, seed: int, question: str) -> None:
@@ -86,7 +92,12 @@ class Recorder:
 
 
 def compile_statements(source: str, filename: str = "<checks>") -> list[CodeType]:
-    """Compile a cell into one piece of code per statement at its top level."""
+    """Compile a cell into one piece of code per statement at its top level.
+
+    >>> for code in compile_statements("a = 1\\nprint(a)"):
+    ...     exec(code)
+    1
+    """
     body = ast.parse(source, filename).body
     modules = [ast.Module(body=[statement], type_ignores=[]) for statement in body]
     return [compile(module, filename, "exec") for module in modules]
@@ -102,6 +113,14 @@ def implements(module: ModuleType) -> Callable[[Any], Any]:
 
     Raises:
         AttributeError: if the module has nothing of that name.
+
+    >>> from lmcore import attention
+    >>> @implements(attention)
+    ... def causal_masc():
+    ...     "A slip of the pen."
+    Traceback (most recent call last):
+    ...
+    AttributeError: attention has no causal_masc; did you mean causal_mask?
     """
     if not isinstance(module, ModuleType):
         raise TypeError("name the module: @implements(attention), not @implements")
@@ -129,6 +148,12 @@ def question(name: str, part: int = 1) -> None:
     Args:
         name: the question's id
         part: counts the check cells of one question
+
+    >>> question("sums")
+    >>> first = torch.rand(2)
+    >>> question("sums")
+    >>> torch.equal(torch.rand(2), first)
+    True
     """
     _world.begin(name, part)
     seed = _derived_seed("global", name)
@@ -166,6 +191,12 @@ def check(
 
     Raises:
         CheckFailed: in the notebook, if the value is wrong, with an explanation.
+
+    >>> question("sums")
+    >>> check(1 + 1, 2, title="one and one")
+    ✓ one and one
+    >>> check(0.3, at_least=0.25, at_most=0.5, title="a third, about")
+    ✓ a third, about
     """
     bounded = at_least is not None or at_most is not None
     if bounded and expected is not _NOTHING:
@@ -252,6 +283,11 @@ def generator(offset: int = 0) -> torch.Generator:
 
     Args:
         offset: tells several generators of one question apart
+
+    >>> question("sums")
+    >>> draws = [torch.rand(1, generator=generator(offset)) for offset in (0, 0, 1)]
+    >>> torch.equal(draws[0], draws[1]), torch.equal(draws[0], draws[2])
+    (True, False)
     """
     seed = _derived_seed(str(offset), _world.question)
     return torch.Generator().manual_seed(seed)
@@ -267,6 +303,13 @@ def load_my_work() -> None:
 
     What is missing, unfinished or does not run stays as lmcore has it. When the
     homework is graded, this does nothing.
+
+    >>> import contextlib, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "01_language"
+    >>> folder.mkdir()
+    >>> with contextlib.chdir(folder):
+    ...     load_my_work()
+    No earlier homework beside this notebook, so nothing to put into lmcore.
     """
     if isinstance(_world, Notebook):
         from . import my_work
@@ -275,6 +318,12 @@ def load_my_work() -> None:
 
 
 def progress() -> None:
-    """Show how many visible checks of this notebook pass so far."""
+    """Show how many visible checks of this notebook pass so far.
+
+    >>> import contextlib, tempfile
+    >>> with contextlib.chdir(tempfile.mkdtemp()):
+    ...     progress()
+    There is no checks.json beside this notebook, so nothing to list.
+    """
     if isinstance(_world, Notebook):
         print(_world.table())

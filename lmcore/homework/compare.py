@@ -16,7 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Stands for a Python object that is not plain data."""
+    """Stands for a Python object that is not plain data.
+
+    >>> simple(np.array([None]))
+    Unsupported(type_name='array of object')
+    """
 
     type_name: str
 
@@ -27,6 +31,9 @@ class Mismatch:
 
     ``kind`` is one of type, length, keys, shape, dtype, nan, value, bound and error;
     ``where`` is the entry, such as ``[1, 2]``, or empty for the whole value.
+
+    >>> print(Mismatch("value", "[1]", yours="2.0", expected="3.0"))
+    at [1]: yours is 2.0, expected 3.0
     """
 
     kind: str
@@ -42,7 +49,11 @@ class Mismatch:
 
 
 def simple(x: object) -> object:
-    """Bring NumPy's types, dtypes and devices to the types known here."""
+    """Bring NumPy's types, dtypes and devices to the types known here.
+
+    >>> simple(np.float32(0.5)), simple(torch.int64)
+    (0.5, 'torch.int64')
+    """
     if isinstance(x, np.generic):
         return x.item()
     if isinstance(x, np.ndarray):

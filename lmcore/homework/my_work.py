@@ -26,6 +26,9 @@ class Piece:
     """One function or class that a notebook asks for, and how it went.
 
     ``state`` is ``yours``, ``unfinished``, or the reason why yours did not run.
+
+    >>> Piece("08_attention", "attention.causal_mask", "yours").state
+    'yours'
     """
 
     unit: str
@@ -38,6 +41,13 @@ def load(folder: Path | None = None) -> list[Piece]:
 
     Args:
         folder: where the current notebook lies; the current folder if not given
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "01_language"
+    >>> folder.mkdir()
+    >>> load(folder)
+    No earlier homework beside this notebook, so nothing to put into lmcore.
+    []
     """
     folder = (folder or Path.cwd()).resolve()
     pieces = [
@@ -48,7 +58,16 @@ def load(folder: Path | None = None) -> list[Piece]:
 
 
 def earlier_notebooks(folder: Path) -> list[Path]:
-    """List the notebooks of the units before this one, in the course's order."""
+    """List the notebooks of the units before this one, in the course's order.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for unit in ("09_transformer", "02_ngrams", "08_attention"):
+    ...     (folder / unit).mkdir()
+    ...     (folder / unit / f"{unit}.ipynb").touch()
+    >>> [path.name for path in earlier_notebooks(folder / "09_transformer")]
+    ['02_ngrams.ipynb', '08_attention.ipynb']
+    """
     this_unit = notebook.read_facts().get("unit", "") or folder.name
     found: dict[str, Path] = {}
     for pattern in ("*.ipynb", "../*/*.ipynb"):
@@ -63,7 +82,17 @@ def earlier_notebooks(folder: Path) -> list[Path]:
 
 
 def load_notebook(path: Path) -> list[Piece]:
-    """Run the imports and the ``@implements`` cells of one notebook."""
+    """Run the imports and the ``@implements`` cells of one notebook.
+
+    >>> import tempfile
+    >>> stub = f"raise NotImplementedError('causal_mask {unwritten.PHRASE}')"
+    >>> source = f"@implements(attention)\\ndef causal_mask():\\n    {stub}"
+    >>> path = Path(tempfile.mkdtemp()) / "08_attention.ipynb"
+    >>> cells = [{"cell_type": "code", "source": [source]}]
+    >>> _ = path.write_text(json.dumps({"cells": cells}))
+    >>> load_notebook(path)
+    [Piece(unit='08_attention', name='attention.causal_mask', state='unfinished')]
+    """
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources = [
@@ -109,7 +138,12 @@ def _load_cell(
 
 
 def table(pieces: list[Piece]) -> str:
-    """Say which work is the student's, and what stands in for the rest."""
+    """Say which work is the student's, and what stands in for the rest.
+
+    >>> print(table([Piece("08_attention", "attention.causal_mask", "yours")]))
+    Of your earlier work, 1 of 1 run in lmcore now:
+      08_attention  attention.causal_mask  yours
+    """
     if not pieces:
         return (
             "No earlier homework beside this notebook, so nothing to put into lmcore."

@@ -20,7 +20,11 @@ FACTS_FILE = "checks.json"
 
 
 class CheckFailed(AssertionError):  # noqa: N818
-    """A check found a wrong value; the message explains it."""
+    """A check found a wrong value; the message explains it.
+
+    >>> issubclass(CheckFailed, AssertionError)
+    True
+    """
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()
@@ -31,6 +35,16 @@ class Notebook:
 
     Args:
         nothing: stands for "no expected value was given"
+
+    >>> notebook = Notebook()
+    >>> notebook.begin("sums", part=1)
+    >>> closeness = {"atol": 0.0, "rtol": 0.0, "at_least": None, "at_most": None}
+    >>> notebook.take(3, "one and one", expected=2, **closeness)
+    Traceback (most recent call last):
+    ...
+    lmcore.homework.notebook.CheckFailed: ✗ one and one (check 1)
+      yours is 3, expected 2
+    <BLANKLINE>
     """
 
     seed = 0
@@ -230,7 +244,15 @@ class Notebook:
 
 
 def read_facts() -> dict[str, Any]:
-    """Read what lies beside the notebook about its questions; nothing if unreadable."""
+    """Read what lies beside the notebook about its questions; nothing if unreadable.
+
+    >>> import contextlib, tempfile
+    >>> with contextlib.chdir(tempfile.mkdtemp()):
+    ...     Path(FACTS_FILE).write_text('{"unit": "08_attention"}')
+    ...     read_facts()
+    24
+    {'unit': '08_attention'}
+    """
     try:
         facts = json.loads(Path(FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -51,11 +51,23 @@ _SPECIAL_FLOATS = ("nan", "inf", "-inf")
 
 
 class TooLarge(ValueError):  # noqa: N818
-    """A value is larger than a check may record."""
+    """A value is larger than a check may record.
+
+    >>> encode("a long text", max_bytes=5)
+    Traceback (most recent call last):
+    ...
+    lmcore.homework.plain.TooLarge: the value is larger than a check may record
+    """
 
 
 class Malformed(ValueError):  # noqa: N818
-    """Data that should be plain is not."""
+    """Data that should be plain is not.
+
+    >>> decode({"no": "such form"})
+    Traceback (most recent call last):
+    ...
+    lmcore.homework.plain.Malformed: unknown kind of data: 'no'
+    """
 
 
 class _Budget:

@@ -13,5 +13,11 @@ def message(name: str, where: str) -> str:
 
 
 def is_reason(error: BaseException) -> bool:
-    """Whether an error was raised by a body that is not written yet."""
+    """Whether an error was raised by a body that is not written yet.
+
+    >>> is_reason(NotImplementedError(message("causal_mask", "chapter 08")))
+    True
+    >>> is_reason(NotImplementedError("not on this device"))
+    False
+    """
     return isinstance(error, NotImplementedError) and PHRASE in str(error)

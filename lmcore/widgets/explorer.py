@@ -86,6 +86,14 @@ def attention_weights(
 
     Returns:
         The weights, (H, T, T), in float64.
+
+    >>> arrays = {"embedding": torch.eye(2), "positions": torch.zeros(3, 2)}
+    >>> arrays |= {f"project_{name}.weight": torch.eye(2) for name in ("query", "key")}
+    >>> weights = attention_weights(arrays, [0, 1, 1], 1, 1, mask="causal")
+    >>> weights[0].float()
+    tensor([[1.0000, 0.0000, 0.0000],
+            [0.3302, 0.6698, 0.0000],
+            [0.1978, 0.4011, 0.4011]])
     """
     arrays = {name: array.double() for name, array in arrays.items()}
     x = arrays["embedding"][torch.tensor(ids, dtype=torch.long)]  # (T, C)
@@ -266,6 +274,11 @@ def check(arrays: dict[str, Tensor], metadata: dict[str, str]) -> None:
 
     Raises:
         ValueError: naming the part, its shape and what was expected.
+
+    >>> check({}, {"format": "a photograph"})
+    Traceback (most recent call last):
+    ...
+    ValueError: format='a photograph', expected 'lmbh-attention-1'
     """
     if metadata.get("format") != FORMAT:
         raise ValueError(f"format={metadata.get('format')!r}, expected {FORMAT!r}")
