@@ -1,7 +1,8 @@
 """Plain nbgrader on top of our gradebook: a person grades in formgrader, in a browser.
 
-What she gives is in the feedback, in the exports and in the report, and stays when the
-work is graded again.
+Its button grades as we do, in the sandbox and without a kernel. What she gives by hand
+is in the feedback, in the exports and in the report, and stays when the work is graded
+again.
 """
 
 import csv
@@ -18,12 +19,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from selenium.common.exceptions import WebDriverException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from lmcourse import paths
-from lmcourse.grading import engine, export, gradebook, report
+from lmcourse import homework, paths
+from lmcourse.grading import engine, export, gradebook, notebooks, report
+from lmcourse.grading.unit import load_result
 
 UNIT = "07_tiny"
 START_SECONDS = 120
@@ -198,3 +200,84 @@ def _grading_again_keeps_what_she_gave(hand_in, handed_in) -> None:
     nbgrader("autograde", UNIT, "--force")
     assert in_gradebook("ada") == (1.5, "You saw the point.")
     assert (paths.course() / "autograded" / "ada" / UNIT).is_dir()
+
+
+TABLE = """
+const table = {};
+for (const row of document.querySelectorAll("#main-table tr")) {
+  const text = (column) => row.querySelector("." + column)?.textContent;
+  table[text("student-id")] = [text("status"), text("score")];
+}
+return table;
+"""
+
+
+def wait_for_row(driver, student: str, status: str, score: str) -> None:
+    """Wait until formgrader's table of submissions says this about a student."""
+    expected, shown = [status, score], {}
+
+    def says(page) -> bool:
+        shown.update(page.execute_script(TABLE))
+        return shown.get(student) == expected
+
+    try:
+        WebDriverWait(driver, WAIT_SECONDS).until(says)
+    except TimeoutException:
+        pytest.fail(f"expected {expected} for {student}, formgrader shows {shown}")
+
+
+def press_autograde(driver, student: str) -> str:
+    """Click on a student's lightning; gives what formgrader's message says."""
+    row = f"//tr[td[contains(@class, 'student-id')][text()='{student}']]"
+    driver.find_element(By.XPATH, f"{row}/td[contains(@class, 'autograde')]/a").click()
+    message = WebDriverWait(driver, WAIT_SECONDS).until(
+        lambda page: page.find_element(By.CSS_SELECTOR, ".modal.in .modal-body p")
+    )
+    said = driver.execute_script("return arguments[0].textContent", message)
+    driver.execute_script("$('.modal.in').modal('hide')")
+    WebDriverWait(driver, WAIT_SECONDS).until(
+        lambda page: not page.find_elements(By.CSS_SELECTOR, ".modal-backdrop")
+    )
+    return said
+
+
+@pytest.mark.slow
+def test_formgrader_s_button_grades_in_our_sandbox(
+    sandboxed, hand_in, handed_in, server, browser, tmp_path
+):
+    """A kernel could write the file that this submission tries to write."""
+    escaped = tmp_path / "escaped.txt"
+    average = (
+        "def average(x):\n"
+        "    return x.sum(-1) / (x.shape[-1] - 1)\n"
+        "try:\n"
+        f"    open({str(escaped)!r}, 'w').close()\n"
+        "except OSError:\n"
+        "    pass\n"
+    )
+    exec(average)
+    escaped.unlink()  # outside a sandbox it can be written
+    hand_in("ada", handed_in(average=average))
+    hand_in("bob")
+    gradebook.make_assignment(UNIT, {"cells": homework.load_manifest(UNIT).cells})
+    with browser.chromium(tmp_path) as driver:
+        driver.get(f"{server}/manage_submissions/{UNIT}/")
+        wait_for_row(driver, "ada", "needs autograding", "")
+        assert "Successfully autograded" in press_autograde(driver, "ada")
+        wait_for_row(driver, "ada", "needs manual grading", "3 / 9")
+        # Only the one whose button it was is graded.
+        wait_for_row(driver, "bob", "needs autograding", "")
+        assert load_result(UNIT, "bob") is None
+        assert "Successfully autograded" in press_autograde(driver, "bob")
+        wait_for_row(driver, "bob", "needs manual grading", "7 / 9")
+    assert not escaped.exists()
+    result = load_result(UNIT, "ada")["result"]
+    assert result["questions"]["average"]["mistakes"] == ["divides_by_one_too_few"]
+    node = notebooks.read(gradebook.autograded_path(UNIT, "ada"))
+    assert "You divided by one too few." in str(node)
+    # The command finds the button's results, and adds its pages of feedback.
+    summary = engine.grade_folder(UNIT)
+    assert (summary.submissions, summary.graded) == (2, 0)
+    totals = {row.student: row.total for row in report.read_class(UNIT).rows}
+    assert totals == {"ada": 3.0, "bob": 7.0}
+    assert gradebook.feedback_path(UNIT, "ada").is_file()
