@@ -3,7 +3,8 @@
 `GradeInSandbox` stands in the place of nbgrader's ``Execute``: instead of running a
 notebook it asks for the submission's result and writes it into the cells' outputs. So
 ``nbgrader autograde``, formgrader's button and ``lmcourse grade`` give the same grades.
-`FeedbackPage` makes the same page for ``nbgrader generate_feedback`` as for us.
+`FeedbackPage` makes the same page for ``nbgrader generate_feedback`` as for us. The
+steps of nbgrader's exchange are in `exchange`.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from traitlets.config import Config
 
 from lmcourse import CourseError, homework, paths
 
-from . import feedback, gradebook, notebooks
+from . import exchange, feedback, gradebook, notebooks
 from .unit import load_result
 
 
@@ -80,6 +81,8 @@ def configure(config: Config) -> None:
     shown = GenerateFeedback.preprocessors.default()
     config.GenerateFeedback.preprocessors = [shown[0], ClearHiddenTests, *shown[1:]]
     config.GenerateFeedback.exporter_class = FeedbackPage
+    config.ExchangeFactory.collect = exchange.Collect
+    config.ExchangeFactory.release_feedback = exchange.ReleaseFeedback
     # In formgrader, a script in a written answer must not run.
     config.HTMLExporter.filters = {"markdown2html": safe_markdown}
 

@@ -46,7 +46,8 @@ from . import feedback, intake, notebooks
 
 Result = TypeVar("Result")
 Graded = dict[str, tuple[dict[str, Any], intake.Work | None]]  # by student
-MAX_TIMESTAMP = 200  # bytes
+RECEIPTS = ("timestamp.txt", "submission_secret.txt")  # laid there by the exchange
+MAX_RECEIPT = 200  # bytes
 WAITS = (0.5, 1, 2, 4, 8)  # seconds between attempts, while the database is busy
 COURSE = "language-models-by-hand"
 
@@ -155,6 +156,8 @@ def students(unit: str) -> set[str]:
         for student in found
         if autograded_path(unit, student).is_file()
         and feedback_path(unit, student).is_file()
+        and receipts(submitted_path(unit, student).parent)
+        == receipts(feedback_path(unit, student).parent)
     }
 
 
@@ -183,6 +186,7 @@ def write(unit: str, graded: Graded) -> None:
             unit, student, result, notebooks.texts(node), given[student]
         )
         _replace(feedback_path(unit, student), page, 0o644)
+        _pass_on_receipts(unit, student)
 
 
 def write_feedback(unit: str) -> int:
@@ -205,6 +209,7 @@ def write_feedback(unit: str) -> int:
         node = notebooks.read(autograded_path(unit, student))
         page = feedback.of_notebook(unit, student, node, given[student])
         _replace(feedback_path(unit, student), page, 0o644)
+        _pass_on_receipts(unit, student)
     return len(known)
 
 
@@ -241,10 +246,40 @@ def _replace(path: Path, text: str, mode: int) -> None:
     half.replace(path)
 
 
+def receipts(folder: Path) -> dict[str, bytes]:
+    """Read what the exchange laid beside a submission, as far as it is of use.
+
+    Without it nbgrader can give the student no feedback. It may be anything: students
+    can write it themselves.
+    """
+    found = {}
+    for name in RECEIPTS:
+        content = intake.read_file(folder / name)
+        if isinstance(content, bytes) and 0 < len(content) <= MAX_RECEIPT:
+            with contextlib.suppress(UnicodeDecodeError):
+                content.decode("utf-8")
+                found[name] = content
+    if timestamp(folder) is None:
+        found.pop("timestamp.txt", None)
+    return found
+
+
+def _pass_on_receipts(unit: str, student: str) -> None:
+    """Put the receipts of a submission beside what was made of it."""
+    found = receipts(submitted_path(unit, student).parent)
+    for made in (autograded_path(unit, student), feedback_path(unit, student)):
+        for name in RECEIPTS:
+            if name in found:
+                text = found[name].decode("utf-8")
+                _replace(made.with_name(name), text, 0o644)
+            else:
+                made.with_name(name).unlink(missing_ok=True)
+
+
 def timestamp(folder: Path) -> datetime | None:
     """Read nbgrader's note of the time of submission, in UTC, if it is one."""
     content = intake.read_file(folder / "timestamp.txt")
-    if isinstance(content, intake.Refusal) or len(content) > MAX_TIMESTAMP:
+    if isinstance(content, intake.Refusal) or len(content) > MAX_RECEIPT:
         return None
     with contextlib.suppress(ValueError, OverflowError, TypeError, AttributeError):
         text = content.decode("utf-8").strip()

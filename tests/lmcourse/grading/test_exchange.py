@@ -1,0 +1,420 @@
+"""nbgrader's exchange: three users of one machine, and what students may put into it.
+
+The users are real: other numbers, other homes, folders of their own. They and their
+machine's exchange exist in a mount namespace only, which goes with the test. What they
+type is what `book/teachers.md` says.
+"""
+
+import json
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.exchange import ExchangeFactory
+
+from lmcourse import homework, paths
+from lmcourse.grading import (
+    converters,
+    engine,
+    exchange,
+    gradebook,
+    intake,
+    sample_class,
+)
+
+UNIT = "07_tiny"
+COURSE = gradebook.COURSE
+REPOSITORY = Path(__file__).parents[3]
+TEACHERS = REPOSITORY / "book" / "teachers.md"
+USERS = {"teacher": 60101, "ada": 60102, "bob": 60103, "carl": 60104}
+PLACE = f"/usr/local/share/nbgrader/exchange/{COURSE}"
+NEEDED = ("unshare", "nsenter", "setpriv", "mount", "install")
+
+
+class Machine:
+    """A machine of our own, as far as files and users go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        lines = ["set -e", *self._users(), *self._way_to_python()]
+        lines += ["mount -t tmpfs none /usr/local/share", "echo ready", "exec cat"]
+        self.process = subprocess.Popen(
+            [
+                "unshare",
+                "--mount",
+                "--propagation=private",
+                "sh",
+                "-c",
+                "\n".join(lines),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.ready = self.process.stdout.readline() == "ready\n"
+
+    def stop(self) -> str:
+        """End it; gives what it complained about."""
+        return self.process.communicate()[1].strip()
+
+    def _users(self) -> Iterator[str]:
+        passwd = Path("/etc/passwd").read_text(encoding="utf-8")
+        yield "mount -t tmpfs none /home"
+        for name, number in USERS.items():
+            passwd += f"{name}:x:{number}:{number}::/home/{name}:/bin/sh\n"
+            yield f"install -d -m 700 -o {number} -g {number} /home/{name}"
+        users = self.folder / "passwd"
+        users.write_text(passwd, encoding="utf-8")
+        yield f"mount --bind {users} /etc/passwd"
+
+    def _way_to_python(self) -> Iterator[str]:
+        """Let everybody reach Python and the project, also inside a private home."""
+        for i, path in enumerate({sys.base_prefix, sys.prefix, str(REPOSITORY)}):
+            above = [*reversed(Path(path).parents), Path(path)]
+            closed = [p for p in above if not p.stat().st_mode & 0o001]
+            if not closed:
+                continue
+            kept, target = self.folder / f"kept{i}", shlex.quote(path)
+            kept.mkdir()
+            yield f"mount --bind {target} {kept}"
+            yield f"[ -d {target}/. ] && mount -t tmpfs -o mode=755 none {closed[0]}"
+            yield f"mkdir -p {target} && mount --bind {kept} {target}"
+
+    def run(
+        self, user: str, command: str, where: str = ""
+    ) -> subprocess.CompletedProcess:
+        """Type a command, as a user in a folder below their home, or as root."""
+        inside = ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt"]
+        if user != "root":
+            number = USERS[user]
+            inside += ["setpriv", f"--reuid={number}", f"--regid={number}"]
+            inside += ["--clear-groups"]
+        home = "/root" if user == "root" else f"/home/{user}"
+        folder = str(Path(sys.executable).parent)
+        environment = {
+            "HOME": home,
+            "PATH": os.pathsep.join([folder, os.environ["PATH"]]),
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "LANG": "C.UTF-8",
+        }
+        text = f"cd {home}/{where} && {command}"
+        return subprocess.run(
+            [*inside, "sh", "-c", text],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def must(self, user: str, command: str, where: str = "") -> str:
+        """Type a command that works; gives all that it says."""
+        done = self.run(user, command, where)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, f"{user}: {command}\n{said}"
+        return said
+
+    def as_told(self, user: str, command: str, where: str = "") -> str:
+        """Type a command of the page for teachers, for our tiny unit."""
+        assert command in TEACHERS.read_text(encoding="utf-8"), command
+        python = shlex.quote(sys.executable)
+        typed = command.replace("08_attention", UNIT).removeprefix("sudo ")
+        typed = typed.removeprefix(".venv/bin/")
+        typed = typed.replace("lmcourse ", f"{python} -m lmcourse.cli ", 1)
+        if typed.startswith("nbgrader "):
+            typed = f"{python} -m {typed}"
+        return self.must(user, typed, where)
+
+
+def missing() -> str:
+    """Why there can be no other users here, if so."""
+    if os.getuid() != 0:
+        return "only root can become two other users: nothing was tried with users"
+    if lacking := [name for name in NEEDED if shutil.which(name) is None]:
+        return f"{', '.join(lacking)} not installed: nothing was tried with users"
+    return ""
+
+
+@pytest.fixture
+def machine(tmp_path) -> Iterator[Machine]:
+    """A machine with a teacher and three students."""
+    if reason := missing():
+        pytest.skip(reason)
+    made = Machine(tmp_path)
+    if not made.ready:
+        pytest.skip(f"no mount namespace of our own here: {made.stop()}")
+    yield made
+    made.stop()
+
+
+WHEN = "2026-03-02 14:20:56.795510 UTC"
+
+
+@pytest.fixture
+def inbound(here, hand_in, tmp_path) -> Path:
+    """The folder of an exchange that students can write into."""
+    gradebook.make_assignment(UNIT, {"cells": homework.load_manifest(UNIT).cells})
+    folder = tmp_path / "exchange" / COURSE / "inbound"
+    folder.mkdir(parents=True)
+    folder.parents[1].chmod(0o777)
+    return folder
+
+
+def submit(inbound: Path, name: str, content: bytes | None) -> Path:
+    """What ``nbgrader submit`` leaves there."""
+    folder = inbound / name
+    folder.mkdir()
+    (folder / "timestamp.txt").write_text(WHEN)
+    (folder / "submission_secret.txt").write_text(f"of {name}")
+    if content is not None:
+        (folder / f"{UNIT}.ipynb").write_bytes(content)
+    return folder
+
+
+def collect(inbound: Path) -> dict[str, bytes | intake.Refusal]:
+    """Collect as nbgrader's command does; gives what is there to be graded."""
+    config = gradebook.settings()
+    converters.configure(config)
+    config.Exchange.root = str(inbound.parents[1])
+    config.ExchangeCollect.update = True
+    course = CourseDirectory(config=config)
+    course.assignment_id = UNIT
+    ExchangeFactory(config=config).Collect(coursedir=course, config=config).start()
+    return engine.find_submissions(UNIT, paths.course() / "submitted", [])
+
+
+def test_a_strange_submission_leads_nowhere_and_stops_nobody(inbound, handed_in):
+    good, private = handed_in(), inbound.parents[1] / "private.ipynb"
+    private.write_bytes(handed_in(why="Nobody else may see this."))
+    end = f"+{UNIT}+{WHEN}+random"
+    ada = submit(inbound, f"ada{end}", good)
+    bob = submit(inbound, f"bob{end}", None)
+    (bob / f"{UNIT}.ipynb").symlink_to(private)
+    carl = submit(inbound, f"carl{end}", None)
+    os.mkfifo(carl / f"{UNIT}.ipynb")
+    dora = submit(inbound, f"dora{end}", None)
+    os.link(private, dora / f"{UNIT}.ipynb")
+    (inbound / f"eve{end}").symlink_to(ada)
+    (inbound / f"fay{end}").symlink_to("/nowhere")
+    gil = submit(inbound, f"gil{end}", good)
+    (gil / "timestamp.txt").write_text("tomorrow, or so")
+    (gil / "submission_secret.txt").write_bytes(b"\xff\xfe")
+    (gil / "more.py").symlink_to("/etc/passwd")
+    submit(inbound, f"..{end}", good)
+    submit(inbound, f"hal+{UNIT}+no time", good)
+    for _ in range(2):  # and once more, when there is something to update
+        found = collect(inbound)
+        kinds = {
+            name: content.kind if isinstance(content, intake.Refusal) else content
+            for name, content in found.items()
+        }
+        missing = dict.fromkeys(("bob", "carl", "dora", "eve", "fay"), "missing")
+        assert kinds == {"ada": good, "gil": good, "unknown": good} | missing
+    submitted = paths.course() / "submitted"
+    receipts = gradebook.receipts(submitted / "ada" / UNIT)
+    assert receipts["timestamp.txt"].decode() == WHEN
+    assert receipts["submission_secret.txt"].decode() == f"of ada{end}"
+    assert {p.name for p in (submitted / "gil" / UNIT).iterdir()} == {f"{UNIT}.ipynb"}
+    assert not (paths.course() / UNIT).exists()
+
+
+def test_work_belongs_to_the_owner_of_its_folder(inbound, handed_in, monkeypatch):
+    good, forged = handed_in(), handed_in(average="x = 1")
+    submit(inbound, f"ada+{UNIT}+{WHEN}+a", good)
+    submit(inbound, f"ada+{UNIT}+{WHEN.replace('2026', '2027')}+b", forged)
+    owners = {"a": "ada", "b": "mallory"}
+    monkeypatch.setattr(exchange, "_owner", lambda path: owners[path[-1]])
+    assert collect(inbound) == {"ada": good, "mallory": forged}
+
+
+def test_the_owner_is_the_system_s_word(tmp_path):
+    assert exchange._owner(str(tmp_path)) is None  # we ourselves
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to others")
+    os.chown(tmp_path, pwd.getpwnam("nobody").pw_uid, -1)
+    assert exchange._owner(str(tmp_path)) == "nobody"
+    os.chown(tmp_path, 4_000_000, -1)
+    assert exchange._owner(str(tmp_path)) is None  # nobody we know
+
+
+def test_what_the_exchange_needs_stands_beside_the_feedback(sandboxed, hand_in):
+    folder = hand_in("ada").parent
+    hand_in("bob")
+    for secret in ("first", "second"):  # the same notebook, handed in twice
+        (folder / "timestamp.txt").write_text(WHEN.replace("02", f"0{len(secret)}"))
+        (folder / "submission_secret.txt").write_text(secret)
+        engine.grade_folder(UNIT)
+        for made in (gradebook.feedback_path, gradebook.autograded_path):
+            beside = made(UNIT, "ada").parent
+            assert gradebook.receipts(beside) == gradebook.receipts(folder)
+            assert (beside / "submission_secret.txt").read_text() == secret
+        with gradebook.open_gradebook() as book:
+            day = book.find_submission(UNIT, "ada").timestamp.day
+        assert day == len(secret)
+    assert not (gradebook.feedback_path(UNIT, "bob").parent / "timestamp.txt").exists()
+
+
+@pytest.mark.slow
+def test_release_hand_in_grade_and_give_back_between_users(machine, project):
+    machine.must("root", f"cp -r {project} /home/teacher/course")
+    machine.must("root", "chown -R teacher:60101 /home/teacher/course")
+    probe = "from lmcourse.grading import sandbox; print(sandbox.why_unavailable())"
+    reason = machine.must("teacher", f"{sys.executable} -c '{probe}'").strip()
+    if reason != "None":
+        pytest.skip(f"an ordinary user cannot lock code in here: {reason}")
+    _release(machine)
+    notebooks = _fetch(machine, project)
+    _hand_in(machine, notebooks)
+    _nobody_sees_others_work(machine)
+    _collect_and_grade(machine)
+    _give_back(machine)
+    _hand_in_again(machine, notebooks)
+
+
+def _release(machine: Machine) -> None:
+    machine.as_told(
+        "root", "sudo install -d -m 1777 /usr/local/share/nbgrader/exchange"
+    )
+    machine.as_told("teacher", "chmod 700 .", "course")
+    machine.as_told("teacher", ".venv/bin/lmcourse release 08_attention", "course")
+    said = machine.as_told(
+        "teacher", ".venv/bin/nbgrader release_assignment 08_attention", "course"
+    )
+    assert f"Released as: {COURSE} {UNIT}" in said
+
+
+def _fetch(machine: Machine, project: Path) -> dict[str, bytes]:
+    """Three students fetch; gives what each will hand in."""
+    for student in ("ada", "bob", "carl"):
+        machine.as_told(
+            student, f"nbgrader fetch_assignment 08_attention --course {COURSE}"
+        )
+        text = machine.must(student, f"cat {UNIT}/{UNIT}.ipynb")
+        assert "return x.sum(-1)" not in text  # the solution stays with the teacher
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        made = sample_class.submissions(UNIT)
+    mistaken = next(name for name in made if name.startswith("mistake-"))
+    return {"ada": made["all-right"], "bob": made[mistaken], "carl": made["blank"]}
+
+
+def _write(machine: Machine, student: str, content: bytes) -> None:
+    """A student works on the fetched notebook."""
+    path = machine.folder / "work.ipynb"
+    path.write_bytes(content)
+    machine.must("root", f"cp {path} /home/{student}/{UNIT}/{UNIT}.ipynb")
+
+
+def _submit(machine: Machine, student: str, more: str = "") -> str:
+    command = f"nbgrader submit 08_attention --course {COURSE}"
+    if more:
+        python = shlex.quote(sys.executable)
+        command = command.replace("08_attention", UNIT)
+        return machine.must(student, f"{python} -m {command} {more}")
+    return machine.as_told(student, command)
+
+
+def _hand_in(machine: Machine, notebooks: dict[str, bytes]) -> None:
+    for student in ("ada", "bob"):
+        _write(machine, student, notebooks[student])
+        assert "Submitted as" in _submit(machine, student)
+    # Carl hands in his blank notebook as Ada's.
+    _write(machine, "carl", notebooks["carl"])
+    _submit(machine, "carl", "--student=ada")
+
+
+def _nobody_sees_others_work(machine: Machine) -> None:
+    inbound = machine.must("teacher", f"ls {PLACE}/inbound").splitlines()
+    assert len(inbound) == 3
+    forbidden = [
+        f"ls {PLACE}/inbound",
+        f"cat {PLACE}/inbound/*/*.ipynb",
+        "ls /home/ada",
+        "ls /home/teacher/course",
+        "cat /home/teacher/course/build/course/gradebook.db",
+        f"cat /home/teacher/course/build/course/source/{UNIT}/{UNIT}.ipynb",
+        # Nor can a student put another course in the place of ours.
+        f"mv {PLACE} {PLACE}-away",
+        f"rm -r {PLACE}/outbound/{UNIT}",
+        f"sh -c 'echo x > {PLACE}/outbound/{UNIT}/{UNIT}.ipynb'",
+    ]
+    for command in forbidden:
+        done = machine.run("bob", command)
+        assert done.returncode != 0, command
+        assert done.stdout == "", command
+
+
+def _collect_and_grade(machine: Machine) -> None:
+    said = machine.as_told(
+        "teacher", ".venv/bin/nbgrader collect 08_attention --update", "course"
+    )
+    assert "belongs to carl, so it counts as theirs" in said
+    # Somebody who handed in another way is graded with them.
+    other = "build/course/submitted"
+    machine.must("teacher", f"mkdir -p {other}/dora/{UNIT}", "course")
+    machine.must(
+        "teacher", f"cp {other}/ada/{UNIT}/{UNIT}.ipynb {other}/dora/{UNIT}", "course"
+    )
+    said = machine.as_told("teacher", ".venv/bin/lmcourse grade 08_attention", "course")
+    assert f"{UNIT}: 4 submissions, 4 graded now, 0 refused" in said
+    assert "without a sandbox" not in said
+    assert _scores(machine) == {"ada": 7, "bob": 3, "carl": 0, "dora": 7}
+
+
+def _scores(machine: Machine) -> dict[str, float]:
+    read = f"cat build/course/results/{UNIT}"
+    return {
+        student: json.loads(
+            machine.must("teacher", f"{read}/{student}.json", "course")
+        )["result"]["score"]
+        for student in ("ada", "bob", "carl", "dora")
+    }
+
+
+def _give_back(machine: Machine) -> None:
+    machine.as_told("teacher", ".venv/bin/lmcourse feedback 08_attention", "course")
+    said = machine.as_told(
+        "teacher", ".venv/bin/nbgrader release_feedback 08_attention", "course"
+    )
+    assert "Not handed in through the exchange, left out: dora" in said
+    for student, points in (("ada", "7 of 9"), ("bob", "3 of 9"), ("carl", "0 of 9")):
+        (page,) = _fetch_feedback(machine, student)
+        assert f"{points} points" in page
+        assert f">{student}<" in page or f" {student}" in page
+    assert machine.run("bob", f"ls {PLACE}/feedback").returncode != 0
+
+
+def _fetch_feedback(machine: Machine, student: str) -> list[str]:
+    """The pages that a student has after fetching, the oldest submission's first."""
+    machine.as_told(student, f"nbgrader fetch_feedback 08_attention --course {COURSE}")
+    found = machine.must(student, f"find {UNIT}/feedback -name '*.html' | sort")
+    return [machine.must(student, f"cat '{p}'") for p in found.splitlines()]
+
+
+def _hand_in_again(machine: Machine, notebooks: dict[str, bytes]) -> None:
+    """Bob has learnt from his feedback; Ada hands in the same notebook once more."""
+    _write(machine, "bob", notebooks["ada"])
+    for student in ("ada", "bob"):
+        _submit(machine, student)
+    machine.as_told(
+        "teacher", ".venv/bin/nbgrader collect 08_attention --update", "course"
+    )
+    said = machine.as_told("teacher", ".venv/bin/lmcourse grade 08_attention", "course")
+    assert "4 submissions, 1 graded now" in said
+    assert _scores(machine)["bob"] == 7
+    machine.as_told(
+        "teacher", ".venv/bin/nbgrader release_feedback 08_attention", "course"
+    )
+    for student in ("ada", "bob"):
+        pages = _fetch_feedback(machine, student)
+        assert len(pages) == 2
+        assert "7 of 9 points" in pages[-1]
