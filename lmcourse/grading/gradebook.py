@@ -189,6 +189,23 @@ def write(unit: str, graded: Graded) -> None:
         _pass_on_receipts(unit, student)
 
 
+def remove(unit: str, student: str) -> None:
+    """Take a student's submission away, and the student, if nothing else is known.
+
+    Other submissions, and a name or address that was given to the student, keep them.
+    """
+    if not exists():
+        return
+    with open_gradebook() as book:
+        with contextlib.suppress(MissingEntry):
+            _patiently(book, lambda: book.remove_submission(unit, student))
+        with contextlib.suppress(MissingEntry):
+            known = book.find_student(student)
+            about = (known.first_name, known.last_name, known.email, known.lms_user_id)
+            if not known.submissions and not any(about):
+                _patiently(book, lambda: book.remove_student(student))
+
+
 def write_feedback(unit: str) -> int:
     """Make all feedback pages again, with what was given by hand since.
 

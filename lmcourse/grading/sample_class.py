@@ -7,15 +7,20 @@ What each must earn follows from how it is made; the tests compare.
 """
 
 import ast
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmcourse import CourseError, homework, mistakes, paths
 from lmcourse.homework.text import BEGIN_SOLUTION, END_SOLUTION
 from lmcourse.mistakes import Known
 
+from . import gradebook, intake
 from .messages import in_words
+from .unit import result_path
 
 ANSWER = "In my own words: see the sketch that I handed in on paper."
 CRASH = "    import ctypes\n\n    return ctypes.string_at(0)  # reads where nothing is"
@@ -52,15 +57,62 @@ def submissions(unit: str) -> dict[str, bytes]:
 
 
 def write_sample_class(unit: str) -> list[str]:
-    """Hand in the sample class, into the course's ``submitted`` folder."""
+    """Hand in the sample class, into the course's ``submitted`` folder.
+
+    Students that an earlier call made up and that are no more, since their mistake has
+    another name now or none, are taken away with all that became of their work.
+    """
     made = submissions(unit)
+    before = _written(unit)
+    now = {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
+    _keep_written(unit, before | now)  # if this call is cut off, the next one knows
     for name, content in made.items():
-        folder = paths.course() / "submitted" / name / unit
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{unit}.ipynb"
+        path = gradebook.submitted_path(unit, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_bytes() != content:
             path.write_bytes(content)
+    for name in sorted(before.keys() - now.keys()):
+        _take_away(unit, name, before[name])
+    _keep_written(unit, now)
     return list(made)
+
+
+def _list_path(unit: str) -> Path:
+    """Where it stands who was made up, each with a digest of the notebook."""
+    return paths.course() / "sample-class" / f"{unit}.json"
+
+
+def _written(unit: str) -> dict[str, str]:
+    path = _list_path(unit)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _keep_written(unit: str, names: dict[str, str]) -> None:
+    path = _list_path(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".new")
+    half.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    half.replace(path)
+
+
+def _take_away(unit: str, name: str, digest: str) -> None:
+    """Remove a made-up student, unless somebody else hands in under that name now."""
+    submitted = gradebook.submitted_path(unit, name)
+    content = intake.read_file(submitted)
+    if isinstance(content, bytes):
+        if hashlib.sha256(content).hexdigest() != digest:
+            return
+    elif content.kind != "missing":
+        return
+    gradebook.remove(unit, name)
+    result = result_path(unit, name)
+    for path in (result, result.with_suffix(".written")):
+        path.unlink(missing_ok=True)
+    of_the_work = (gradebook.autograded_path, gradebook.feedback_path)
+    for path in (*(where(unit, name) for where in of_the_work), submitted):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        if path.parents[1].is_dir() and not any(path.parents[1].iterdir()):
+            path.parents[1].rmdir()
 
 
 class _Class:
