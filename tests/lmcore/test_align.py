@@ -7,6 +7,7 @@ estimates with sums over all that a model can say, and the trainers have to impr
 import copy
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -507,6 +508,8 @@ def test_group_advantages_by_hand():
     close(found, torch.tensor([3.0, -1.0, -1.0, -1.0]) / math.sqrt(3))
     found = align.group_advantages(torch.tensor([[1, 0], [10, 9]]))
     close(found, torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
+    found = align.group_advantages(torch.tensor([[1.0, 0.0], [90.0, 10.0]]))
+    close(found, torch.tensor([[1.0, -1.0], [1.0, -1.0]]))
     found = align.group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), scale=False)
     close(found, torch.tensor([0.75, -0.25, -0.25, -0.25]))
 
@@ -704,6 +707,7 @@ def test_what_follows_the_end_and_the_padding_teaches_nothing(kind, device):
         report = trainer.step(ids, mask)
         policies.append(policy)
         assert report.n_tokens == (2.25 if kind == "grpo" else 2.5)
+        assert report.reward == 0.5  # of the answers alone, whatever distance costs
     for first, second in zip(*(p.parameters() for p in policies), strict=True):
         torch.testing.assert_close(first, second, atol=1e-4, rtol=0.0)
 
@@ -727,6 +731,122 @@ def test_credit_of_ppo_by_hand(device):
     values = trainer._values(rollout)
     scores = trainer.critic.token_scores(ids)
     close(values[:, 1:], scores[:, :-1])
+
+
+def test_reward_is_earned_where_the_answer_ends(device):
+    """Half as dear one token later: what stands behind the end must not delay it."""
+    trainer = trainer_of("ppo", device, beta=0.0, gamma=0.5, lam=1.0, end_id=END)
+    ids = torch.tensor([[3, 4, 5, END, END], [3, 4, 5, 6, 7]], device=device)
+    mask = align.answered(ids, P, END)
+    own = some_log_probs(device, 2, 5)
+    rewards = torch.tensor([8.0, 8.0], device=device)
+    rollout = policy_trainers.Rollout(ids, None, mask, mask, own, own, rewards)
+    _, returns = trainer._credit(rollout)
+    close(returns[0, 2:4], torch.tensor([4.0, 8.0], device=device))
+    close(returns[1, 2:], torch.tensor([2.0, 4.0, 8.0], device=device))
+    # With λ = 0 a token trusts the critic about what follows, but nothing follows.
+    trainer.config = replace(trainer.config, lam=0.0)
+    _, returns = trainer._credit(rollout)
+    close(returns[[0, 1], [3, 4]], torch.tensor([8.0, 8.0], device=device))
+
+
+def fixed(trainer, said, rewards):
+    """Let a trainer always get these answers and rewards."""
+    said, rewards = torch.tensor(said), torch.tensor(rewards)
+    trainer.generate = lambda model, prompts, mask: torch.cat(
+        [prompts, said.to(prompts)], dim=1
+    )
+    trainer.reward = lambda ids, real: rewards.to(ids.device)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_nothing_drops_out_in_any_model_during_a_step(kind, device):
+    policy = tiny_gpt(device, dropout=0.5)
+    reference = tiny_gpt(device, dropout=0.5)
+    trainer = trainer_of(kind, device, policy, n_epochs=2, reference=reference)
+    models = [policy, reference]
+    if kind == "ppo":
+        trainer.critic.backbone = tiny_gpt(device, dropout=0.5)
+        models.append(trainer.critic)
+    modes = []
+    for model in models:
+        for part in model.modules():
+            part.register_forward_hook(lambda part, *_: modes.append(part.training))
+    trainer.step(some_ids(device, P, batch=4))
+    assert modes
+    assert not any(modes)
+    assert all(part.training for model in models for part in model.modules())
+
+
+def test_answers_are_compared_with_those_to_the_same_prompt(device, monkeypatch):
+    """Two prompts, two answers each: the order of prompts, padding and groups."""
+    seen = {}
+    trainer = fixed(
+        trainer_of("grpo", device, group_size=2, n_epochs=1),
+        said=[[7], [8], [7], [8]],
+        rewards=[1.0, 0.0, 5.0, 3.0],
+    )
+    generate, loss = trainer.generate, align.grpo_loss
+
+    def spy(model, prompts, mask):
+        seen.update(prompts=prompts.tolist(), mask=mask.tolist())
+        return generate(model, prompts, mask)
+
+    def spy_loss(*arguments):
+        seen["advantages"] = arguments[3]
+        return loss(*arguments)
+
+    trainer.generate = spy
+    monkeypatch.setattr(align, "grpo_loss", spy_loss)
+    prompts = torch.tensor([[3, 4], [2, 6]], device=device)
+    mask = torch.tensor([[True, True], [False, True]], device=device)
+    report = trainer.step(prompts, mask)
+    assert seen["prompts"] == [[3, 4], [3, 4], [2, 6], [2, 6]]
+    assert seen["mask"] == [[True, True], [True, True], [False, True], [False, True]]
+    close(seen["advantages"], torch.tensor([1.0, -1.0, 1.0, -1.0], device=device))
+    assert report.reward == 2.25
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_step_is_no_longer_than_allowed_and_forgets_the_last_one(kind, device):
+    """With plain descent at rate 1, the change is the gradient, cut to its length."""
+    changes = []
+    for stale in (None, 1e3):
+        torch.manual_seed(0)
+        trainer = trainer_of(kind, device, n_epochs=1, max_norm=1e-3, group_size=2)
+        fixed(trainer, [[7, 3, 4], [8, 5, 6]], [1.0, 0.0])
+        trained = trainer.optimizer.param_groups[0]["params"]
+        trainer.optimizer = torch.optim.SGD(trained, lr=1.0)
+        before = [parameter.detach().clone() for parameter in trained]
+        for parameter in trained:
+            parameter.grad = (
+                None if stale is None else parameter.new_full(parameter.shape, stale)
+            )
+        ids = torch.tensor([[3, 4]], device=device)
+        trainer.step(ids if kind == "grpo" else ids.repeat(2, 1))
+        parts = zip(trained, before, strict=True)
+        changes.append(torch.cat([(new - old).flatten() for new, old in parts]))
+    assert changes[0].norm().item() == pytest.approx(1e-3, rel=0.05)
+    close(changes[0], changes[1])
+
+
+def test_critic_learns_by_its_squared_error(device):
+    losses = []
+    for weight in (0.0, 2.0):
+        torch.manual_seed(0)
+        trainer = trainer_of("ppo", device, n_epochs=1, value_weight=weight)
+        fixed(trainer, [[7, 3, 4], [8, 5, 6]], [1.0, -2.0])
+        trainer._learn = losses.append
+        ids = torch.tensor([[3, 4], [5, 6]], device=device)
+        trainer.step(ids)
+    answers = trainer._roll_out(ids, None)
+    _, returns = trainer._credit(answers)
+    error = (trainer._values(answers) - returns)[answers.mask].square().mean()
+    assert error > 0.1
+    close(losses[1] - losses[0], 2 * error)
+    losses[1].backward()
+    assert trainer.critic.head.weight.grad.abs().max() > 0
 
 
 def test_learned_reward_can_be_the_reward(device):

@@ -546,6 +546,26 @@ def test_lora_dropout_is_for_training_only():
     close(layer.merged()(x), layer(x))
 
 
+def test_lora_dropout_leaves_the_base_its_whole_input():
+    """As long as B is zero, nothing that is dropped can be missed."""
+    layer = lora.LoRALinear(nn.Linear(4, 6), 2, 3, generator=dice(), dropout=0.5)
+    x = torch.randn(5, 4, generator=dice())
+    assert layer.training
+    assert torch.equal(layer(x), layer.base(x))
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_evaluating_merges_nothing(parent):
+    """A parent sets its children's mode without their eval(): merging is a call."""
+    layer = lora.LoRALinear(nn.Linear(4, 6), 2, 3, generator=dice())
+    perturbed(nn.ParameterList([layer.lora_b]))
+    before = copy.deepcopy(layer.state_dict())
+    (nn.Sequential(layer) if parent else layer).eval()
+    assert not layer.training
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_lora_of_another_type(dtype, device):
     model = small_network(device, dtype)
