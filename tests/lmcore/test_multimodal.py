@@ -232,6 +232,24 @@ def test_clip_does_not_see_padding(device):
     assert clip(device).log_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
+def test_clip_learns_its_scale(device):
+    model = clip(device)
+    ids = torch.tensor([[1, 3, 2], [1, 4, 2], [1, 5, 2]], device=device)
+    model(torch.randn(3, 3, 12, 12, device=device), ids).backward()
+    assert "log_scale" in dict(model.named_parameters())
+    assert model.log_scale.grad.abs() > 0
+
+
+def test_class_token_speaks_for_the_picture(device):
+    """Whatever the patches became: it alone goes into the common space."""
+    model = clip(device)
+    tokens = torch.full((2, 10, C), torch.nan, device=device)
+    tokens[:, 0] = torch.randn(2, C, device=device)
+    model.vision.forward = lambda images: tokens
+    found = model.encode_image(torch.zeros(2, 3, 12, 12, device=device))
+    close(found, tokens[:, 0] @ model.project_image.weight.T)
+
+
 def test_clip_matches_shapes_with_captions(device):
     """After a few seconds, most pictures choose their own caption among sixteen."""
     model = clip(device, LayerConfig(d_model=24, n_heads=2, d_ff=48), 16, 4)
@@ -290,6 +308,25 @@ def test_words_ask_and_patches_answer(device):
             if word == 2:
                 break
             ids = torch.cat([ids, torch.tensor([[word]], device=device)], dim=1)
+
+
+def test_nothing_but_the_end_follows_the_end(device):
+    """Two pictures and a writer whose next word depends on its last one alone."""
+    model = captioner(device)
+    # 2 ends a text; without an end, 5 would come next.
+    follows = torch.tensor([0, 3, 5, 4, 2, 6, 6], device=device)
+    begins = torch.tensor([2, 3], device=device)
+
+    def write(patches, ids):
+        word = follows[ids]
+        word[:, 0] = begins
+        return F.one_hot(word, 7).float()
+
+    model._write = write
+    said = model.describe(torch.zeros(2, 3, 12, 12, device=device))
+    assert said.tolist() == [[2, 2, 2], [3, 4, 2]]
+    said = model.describe(torch.zeros(2, 3, 12, 12, device=device), max_tokens=2)
+    assert said.tolist() == [[2, 2], [3, 4]]
 
 
 def test_captioner_learns_four_pictures(device):
@@ -422,6 +459,65 @@ def test_true_noise_leads_back_to_the_picture(device):
     ids = torch.tensor([[1, 2]], device=device)
     close(model.draw(ids, dice(device)), picture, atol=1e-3)
     close(model.draw(ids, dice(device), guidance=2.0), picture, atol=1e-3)
+
+
+def test_patches_hear_of_each_other_and_know_their_places(device):
+    """Noise is found in all patches at once: the last one counts for the first."""
+    model = perturbed(diffusion(device))
+    ids, steps = torch.tensor([[1, 3, 2]], device=device), ONE.to(device)
+    x = torch.randn(1, 3, 8, 8, device=device, requires_grad=True)
+    model(x, steps, ids)[..., :4, :4].square().sum().backward()
+    for rows in (slice(4), slice(4, 8)):
+        for columns in (slice(4), slice(4, 8)):
+            assert x.grad[..., rows, columns].abs().max() > 0
+    alike = model(torch.ones_like(x), steps, ids)
+    patches = multimodal.patchify(alike, 4)[0]  # of one content, at four places
+    for other in range(1, 4):
+        assert (patches[0] - patches[other]).abs().max() > 1e-3
+
+
+def test_drawing_follows_bayes_backwards(device):
+    """Known are the picture and how a step noises: so is where a step came from.
+
+    The place before the step has the precision of both together, and their mean.
+    """
+    model = diffusion(device)
+    picture = torch.rand(64, 3, 8, 8, device=device) * 2 - 1
+    seen = []
+
+    def knows(x, steps, ids):
+        seen.append(x)
+        share = model.kept[steps].view(-1, 1, 1, 1)
+        return (x - share.sqrt() * picture) / (1 - share).sqrt()
+
+    model.forward = knows
+    model.draw(torch.ones(64, 2, dtype=torch.int64, device=device), dice(device))
+    assert len(seen) == 20
+    for step in range(1, 20):
+        x, before = seen[19 - step], seen[20 - step]
+        kept, beta = model.kept[step - 1].double(), model.beta[step].double()
+        precision = 1 / (1 - kept) + (1 - beta) / beta
+        mean = kept.sqrt() * picture / (1 - kept) + (1 - beta).sqrt() * x / beta
+        chance = (before - mean / precision) * precision.sqrt()
+        assert chance.mean().item() == pytest.approx(0.0, abs=0.05)
+        assert chance.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("guidance", "noise"), [(0.5, 2.0), (1.0, 3.0), (2.0, 5.0)])
+def test_guidance_goes_from_no_text_to_the_text_and_on(guidance, noise, device):
+    """Without a text the noise is 1, with it 3: on the line through both."""
+    model = diffusion(device, n_steps=2)
+    model.forward = lambda x, steps, ids: torch.full_like(x, 3.0 if ids.any() else 1.0)
+    found = []
+
+    def spy(x, noise, step):
+        found.append(noise)
+        return x
+
+    model._step_back = spy
+    model.draw(torch.tensor([[1, 3]], device=device), dice(device), guidance)
+    for one in found:
+        close(one, torch.full_like(one, noise))
 
 
 def test_drawing_is_repeatable_and_bounded(device):

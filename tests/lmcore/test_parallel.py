@@ -65,6 +65,16 @@ def work():
     parallel.average_gradients(model)
     got["data parallel"] = [p.grad for p in model.parameters()]
     got["sizes"] = [list(layer.weight.shape) for layer in (column, row)]
+    # Two groups of one process each: nobody hears of the other.
+    own = [distributed.new_group([number]) for number in range(2)][rank]
+    got["own mean"] = parallel.all_reduce_mean(torch.tensor([float(rank)]), own)
+    first, second = layers()
+    column = parallel.ColumnParallelLinear(first, gather_output=True, group=own)
+    row = parallel.RowParallelLinear(second, split_input=True, group=own)
+    got["own layers"] = network(column, row, *inputs())
+    first.weight.grad = torch.full_like(first.weight, float(rank))
+    parallel.average_gradients(first, own)
+    got["own gradient"] = first.weight.grad
     try:
         parallel.gather_columns(torch.zeros(1, 4), n_columns=5)
     except ValueError as error:
@@ -168,6 +178,17 @@ def test_mean_of_two(two):
     for rank, got in enumerate(two):
         assert got["mean"].tolist() == [2.0]
         assert got["untouched"].tolist() == [float(rank)]
+
+
+def test_a_group_keeps_to_itself(two):
+    """A group of one is a process alone, though there is another one."""
+    first, second = layers()
+    expected = network(first, second, *inputs())
+    for rank, got in enumerate(two):
+        assert got["own mean"].tolist() == [float(rank)]
+        assert got["own gradient"].unique().tolist() == [float(rank)]
+        for ours, want in zip(got["own layers"], expected, strict=True):
+            close(ours, want)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -175,6 +175,9 @@ def test_step_without_noise_is_sgd(device):
         optimizers[1].step()
     close(model.weight, plain.weight)
     close(model.bias, plain.bias)
+    # Nothing is left for a later backward() to add to.
+    assert model.weight.grad is None
+    assert model.bias.grad is None
 
 
 def test_one_sample_moves_the_step_by_no_more_than_the_bound(device):
