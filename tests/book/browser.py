@@ -1,8 +1,15 @@
-"""A headless Chromium, what it complained about, and a few hands to use it with."""
+"""A headless Chromium, what it complained about, and a Jupyter server to look at."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +28,7 @@ FLAGS = (
     "--disable-quic",
     "--hide-scrollbars",
 )
+START_SECONDS = 120
 
 
 def find(*names: str) -> str | None:
@@ -93,3 +101,58 @@ def complaints(driver: webdriver.Chrome, inside: str) -> list[str]:
             if status >= 400:
                 found.append(f"{status}: {about['response']['url']}")
     return found
+
+
+@contextmanager
+def jupyter(folder: Path, own: Path, page: str, *options: str) -> Iterator[str]:
+    """Start a Jupyter server as after an installation; gives a page's address.
+
+    Args:
+        folder: where it starts
+        own: where it may keep what is its own
+        page: the part of the address that must answer
+        options: the module to run, and its options
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", *options, "--no-browser", "--allow-root"),
+        *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
+        *("--IdentityProvider.token=", "--PasswordIdentityProvider.hashed_password="),
+    ]
+    names = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")
+    environment = {
+        **os.environ,
+        **{f"JUPYTER_{name}": str(own / name.lower()) for name in names},
+        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    log = own / "server.log"
+    with open(log, "wb") as output:
+        running = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, cwd=folder
+        )
+    try:
+        address = f"http://127.0.0.1:{port}/{page}"
+        _wait_for(address, running, log)
+        yield address
+    finally:
+        running.terminate()
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def _wait_for(address: str, running: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and running.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.3)
+    raise AssertionError(f"the server does not answer:\n{log.read_text()[-3000:]}")

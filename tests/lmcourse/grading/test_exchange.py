@@ -264,6 +264,7 @@ def test_what_the_exchange_needs_stands_beside_the_feedback(sandboxed, hand_in):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_release_hand_in_grade_and_give_back_between_users(machine, project):
     machine.must("root", f"cp -r {project} /home/teacher/course")
     machine.must("root", "chown -R teacher:60101 /home/teacher/course")

@@ -7,13 +7,8 @@ again.
 
 import csv
 import importlib.util
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +23,6 @@ from lmcourse.grading import engine, export, gradebook, notebooks, report
 from lmcourse.grading.unit import load_result
 
 UNIT = "07_tiny"
-START_SECONDS = 120
 WAIT_SECONDS = 60
 
 
@@ -45,52 +39,12 @@ def browser() -> ModuleType:
 
 
 @pytest.fixture
-def server(here, tmp_path) -> Iterator[str]:
+def server(here, browser, tmp_path) -> Iterator[str]:
     """A Jupyter server with formgrader, in the project's folder; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
-        *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
-        *("--IdentityProvider.token=", "--PasswordIdentityProvider.hashed_password="),
-        "--ServerApp.jpserver_extensions={'nbgrader.server_extensions.formgrader':True}",
-    ]
-    folder = str(Path(sys.executable).parent)
-    environment = {
-        **os.environ,
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "PATH": os.pathsep.join([folder, os.environ["PATH"]]),
-    }
-    log = tmp_path / "server.log"
-    with open(log, "wb") as output:
-        running = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, cwd=here
-        )
-    try:
-        address = f"http://127.0.0.1:{port}/formgrader"
-        _wait_for(address, running, log)
+    extensions = "{'nbgrader.server_extensions.formgrader':True}"
+    command = ("jupyter_server", f"--ServerApp.jpserver_extensions={extensions}")
+    with browser.jupyter(here, tmp_path, "formgrader", *command) as address:
         yield address
-    finally:
-        running.terminate()
-        try:
-            running.wait(20)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-
-
-def _wait_for(address: str, running: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and running.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.3)
-    pytest.fail(f"the server does not answer:\n{log.read_text()[-3000:]}")
 
 
 def nbgrader(*arguments: str) -> None:
