@@ -3,9 +3,9 @@
 First the same few notebooks are graded by both, in one run, on the same machine: stock
 nbgrader with a kernel for every notebook, one after the other, as it works; ours with
 one worker for every core. What is done once per class (importing torch into our warm
-parent, say) is left out: the class is graded with one submission and with all, and the
-difference is divided by the submissions added. Intake, database, autograded notebooks
-and feedback are included on both sides.
+parents, say) is left out: the class is graded with one submission for each worker and
+with all, and the difference is divided by the submissions added. Intake, database,
+autograded notebooks and feedback are included on both sides.
 
 Then a class of generated submissions is graded by ours alone: the cost of a submission
 in a small class and in a large one, the peak memory, and what 10,000 would take.
@@ -71,9 +71,9 @@ def _compare(made: dict[str, bytes], n: int, jobs: int, folder: Path) -> None:
     """Print what one more submission costs stock nbgrader, and us."""
     notebooks = [made[STUDENTS[i % len(STUDENTS)]] for i in range(n)]
     gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
-    stock = _marginal(_grade_stock, notebooks, folder)
+    stock = _marginal(_grade_stock, notebooks, 1, folder)
     ours = _marginal(
-        lambda: engine.grade_folder(UNIT, jobs=jobs), 8 * notebooks, folder
+        lambda: engine.grade_folder(UNIT, jobs=jobs), 16 * notebooks, jobs, folder
     )
     print("one more submission       wall       CPU")
     for name, (wall, cpu) in (("stock nbgrader", stock), ("lmcourse grade", ours)):
@@ -83,7 +83,7 @@ def _compare(made: dict[str, bytes], n: int, jobs: int, folder: Path) -> None:
 
 def _grow(contents: list[bytes], n: int, jobs: int) -> None:
     """Grade a class that grows, and print what each part of it cost."""
-    sizes = sorted({1, min(100, n), n})
+    sizes = sorted({min(jobs, n), min(100, n), n})
     before, start, rate = 0, 0.0, 0.0
     with _peak_memory() as peak:
         for size in sizes:
@@ -95,7 +95,7 @@ def _grow(contents: list[bytes], n: int, jobs: int) -> None:
             assert summary.graded == size - before, summary
             if before == 0:
                 start = wall
-                print(f"a class of 1: {wall:.1f} s, most of it to start")
+                print(f"a class of {size}: {wall:.1f} s, most of it to start")
             else:
                 rate = (wall - start) / (size - before)
                 print(f"submission {before + 1} to {size}: {rate:.3f} s each")
@@ -156,11 +156,11 @@ def _clear(folder: Path) -> None:
 
 
 def _marginal(
-    grade: Callable[[], object], notebooks: list[bytes], folder: Path
+    grade: Callable[[], object], notebooks: list[bytes], n_first: int, folder: Path
 ) -> tuple[float, float]:
-    """Seconds per submission beyond the first: on the clock, and of the processor."""
+    """Seconds per submission beyond the first ones: on the clock, of the processor."""
     measured = []
-    for some in (notebooks[:1], notebooks):
+    for some in (notebooks[:n_first], notebooks):
         _clear(folder)
         for number, content in enumerate(some):
             _hand_in(content, number)
@@ -168,7 +168,7 @@ def _marginal(
         grade()
         measured.append((time.perf_counter() - wall, _cpu_seconds() - cpu))
     first, all_of_them = measured
-    n_more = len(notebooks) - 1
+    n_more = len(notebooks) - n_first
     return tuple((b - a) / n_more for a, b in zip(first, all_of_them, strict=True))
 
 

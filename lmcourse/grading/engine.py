@@ -131,9 +131,11 @@ def find_submissions(unit: str, folder: Path, notes: list[str]) -> dict[str, Con
 
 def _copy_in(source: Path, target: Path, unit: str) -> None:
     """Keep what was handed in, as plain files of our own."""
+    from . import gradebook  # nbgrader takes a second to import
+
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for name in (f"{unit}.ipynb", "timestamp.txt"):
+    for name in (f"{unit}.ipynb", *gradebook.RECEIPTS):
         content = intake.read_file(source / name)
         if isinstance(content, bytes):
             (target / name).write_bytes(content)
