@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import shutil
+import sys
 from dataclasses import asdict
 
 import nbformat
@@ -68,7 +69,14 @@ class Unit:
 
 @pytest.fixture(scope="module", params=homework.units())
 def unit(request):
-    return Unit(request.param)
+    """A unit's reference; afterwards lmcore, where its answers went, is as before."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("lmcore")]
+    before = [(module, dict(vars(module))) for module in modules]
+    main = sys.modules["__main__"]
+    yield Unit(request.param)
+    for module, names in before:
+        vars(module).update(names)
+    sys.modules["__main__"] = main
 
 
 def failed(verdicts):

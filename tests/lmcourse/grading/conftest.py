@@ -42,7 +42,7 @@ given: setup
 import torch
 from torch import Tensor
 
-from lmcore import attention, homework
+from lmcore import attention, homework, require
 from lmcore.homework import check, generator, implements, question, refusal
 homework.load_my_work()
 ```
