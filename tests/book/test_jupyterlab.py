@@ -7,6 +7,7 @@ from pathlib import Path
 import browser
 import pytest
 from built_pages import soup
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -56,12 +57,16 @@ class Lab:
 
     def one(self, selector: str) -> WebElement:
         """An element, as soon as it is there, in the middle of the window."""
-        found = self.wait.until(
-            lambda page: page.find_element("css selector", selector)
-        )
-        script = "arguments[0].scrollIntoView({block: 'center'})"
-        self.driver.execute_script(script, found)
-        return found
+
+        def found(page: Chrome) -> WebElement:
+            element = page.find_element("css selector", selector)
+            script = "arguments[0].scrollIntoView({block: 'center'})"
+            page.execute_script(script, element)
+            return element
+
+        # JupyterLab draws some of its page anew just after it is there.
+        gone = [StaleElementReferenceException]
+        return WebDriverWait(self.driver, WAIT_SECONDS, 0.5, gone).until(found)
 
     def texts(self, selector: str) -> list[str]:
         return [x.text for x in self.driver.find_elements("css selector", selector)]
