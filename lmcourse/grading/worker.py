@@ -67,11 +67,7 @@ class Worker:
             [sys.executable, "-m", "lmcourse.grading.reference", *self.judge_files],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
-            env={
-                **os.environ,
-                **sandbox.SAME_EVERYWHERE,
-                **sandbox.FORKED_CHEAPLY,
-            },
+            env={**os.environ, **sandbox.BOTH_WORLDS},
         )
         theirs.close()
         self.parent = sandbox.start(self.blank_tree, self.sandboxed)
