@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcore import files
 from lmcourse import CourseError, homework, mistakes, paths
 from lmcourse.homework.text import BEGIN_SOLUTION, END_SOLUTION
 from lmcourse.mistakes import Known
@@ -90,9 +91,8 @@ def _written(unit: str) -> dict[str, str]:
 def _keep_written(unit: str, names: dict[str, str]) -> None:
     path = _list_path(unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".new")
-    half.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    half.replace(path)
+    text = json.dumps(names, indent=1) + "\n"
+    files.write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _take_away(unit: str, name: str, digest: str) -> None:
