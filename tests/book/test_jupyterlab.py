@@ -49,7 +49,9 @@ class Lab:
 
     def __init__(self, driver: Chrome, address: str) -> None:
         self.driver = driver
-        self.wait = WebDriverWait(driver, WAIT_SECONDS)
+        # JupyterLab draws some of its page anew just after it is there.
+        gone = [StaleElementReferenceException]
+        self.wait = WebDriverWait(driver, WAIT_SECONDS, ignored_exceptions=gone)
         driver.get(address)
 
     def actions(self) -> ActionChains:
@@ -64,9 +66,7 @@ class Lab:
             page.execute_script(script, element)
             return element
 
-        # JupyterLab draws some of its page anew just after it is there.
-        gone = [StaleElementReferenceException]
-        return WebDriverWait(self.driver, WAIT_SECONDS, 0.5, gone).until(found)
+        return self.wait.until(found)
 
     def texts(self, selector: str) -> list[str]:
         return [x.text for x in self.driver.find_elements("css selector", selector)]
