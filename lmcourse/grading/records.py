@@ -8,7 +8,7 @@ something harmless; values stay as they are, to be read by `judge` of
 from typing import Any
 
 MAX_TEXT = 12_000
-ENDS = ("done", "timeout", "crash", "exit", "too much", "lost")
+ENDS = ("done", "timeout", "crash", "exit", "too much", "skipped", "lost")
 
 
 def cell(data: object, cell_id: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from .cells import Statement, statements
 from .inside import wire, world
 from .recognise import Key, Recogniser, is_error
 
+Run = dict[str, Any]  # how a test ended, and for each statement its values and error
 MAX_SECONDS = 300  # of computing, to judge one submission
 
 
@@ -46,6 +47,7 @@ class Reference:
                 done = world.run_cell(cell["source"], cell["id"], self.namespace)
                 if done["error"] is not None:
                     raise RuntimeError(f"the solution of {cell['id']}: {done['error']}")
+        self.known_values: dict[tuple[str, int], dict[Key, dict[str, Any]]] = {}
         self.recogniser = Recogniser(self, known.mistakes)
 
     def record(
@@ -81,34 +83,44 @@ class Reference:
                     break
         return found
 
-    def judge(self, name: str, seed: int, run: dict[str, Any]) -> dict[str, Any]:
+    def wrong(
+        self, name: str, expected: dict[Key, Any], runs: list[Run]
+    ) -> dict[Key, str]:
+        """The checks of a test cell that failed in all of its runs, and why.
+
+        What is said of a visible check comes from the first run, in which no hidden
+        check had come before it.
+        """
+        known = self.statements[name]
+        outcomes = [_outcomes(run, known) for run in runs]
+        wrong: dict[Key, str] = {}
+        for key, record in expected.items():
+            hidden = known[key[0]].hidden
+            why = [
+                _why_wrong(outcome.get(key), record, run, key, hidden)
+                for outcome, run in zip(outcomes, runs, strict=True)
+            ]
+            if all(why):
+                wrong[key] = why[-1] if hidden else why[0]
+        return wrong
+
+    def judge(self, name: str, seed: int, runs: list[Run]) -> dict[str, Any]:
         """Judge what a test cell recorded in the student's world.
 
         Args:
             name: the test cell's id
             seed: the seed it ran with
-            run: how it ran alone: its end, and for each statement done the values and
-                the error; under ``first``, how its visible statements had run before.
-                A visible check passes if it did in one of the two runs; what is said
-                of it comes from the first, which knew of no hidden check.
+            runs: how it ran, once or twice: its end, and for each statement done the
+                values and the error. A check passes if it did in one of them.
 
         Returns:
             ``score``; ``checks``, for each its title, whether it is hidden and passed,
             and a message; ``mistakes``, the names of those recognised; ``end``.
         """
-        expected = self.record(name, seed)
+        expected = self.expected(name, seed)
         known = self.statements[name]
-        outcomes = _outcomes(run, known)
-        first = run["first"]
-        before = _outcomes(first, known)
-        wrong: dict[Key, str] = {}
-        for key, record in expected.items():
-            hidden = known[key[0]].hidden
-            why = _why_wrong(outcomes.get(key), record, run, key, hidden)
-            if why and not hidden:
-                why = _why_wrong(before.get(key), record, first, key, hidden)
-            if why:
-                wrong[key] = why
+        wrong = self.wrong(name, expected, runs)
+        outcomes = _outcomes(runs[-1], known)
         values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
         recognised = self.recogniser.find(name, seed, expected, values, set(wrong))
         points = self.tests[name]["points"]
@@ -121,7 +133,7 @@ class Reference:
             else "",
             "score": round(points * counted / max(len(expected), 1), 2),
             "max_score": points,
-            "end": run["end"],
+            "end": runs[-1]["end"],
             "checks": [
                 {
                     "title": record["title"] or f"check {number}",
@@ -135,11 +147,30 @@ class Reference:
             "says": recognised.says if recognised else "",
         }
 
+    def expected(self, name: str, seed: int) -> dict[Key, dict[str, Any]]:
+        """What a test cell records on the reference; run once for each submission."""
+        if (name, seed) not in self.known_values:
+            self.known_values[name, seed] = self.record(name, seed)
+        return self.known_values[name, seed]
+
+    def failed(self, tests: dict[str, Any]) -> list[str]:
+        """Which test cells may do better alone: they failed, and not as unwritten."""
+        return [
+            name
+            for name, test in tests.items()
+            if set(
+                self.wrong(
+                    name, self.expected(name, test["seed"]), test["runs"]
+                ).values()
+            )
+            - {messages.NOT_WRITTEN}
+        ]
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Judge a whole submission: its recorded tests, and its solutions as text."""
         self.recogniser.next_submission()
         verdicts = {
-            name: self.judge(name, test["seed"], test["run"])
+            name: self.judge(name, test["seed"], test["runs"])
             for name, test in request["tests"].items()
         }
         given = [c["source"] for c in self.manifest["cells"] if c["kind"] == "given"]
@@ -240,6 +271,9 @@ def _judge_within_limits(
     ended = 1
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+        while request["more_to_come"] and (again := reference.failed(request["tests"])):
+            wire.send(control, {"again": again})
+            request = wire.receive(control)
         wire.send(control, reference.answer(request))
         ended = 0
     finally:

@@ -5,8 +5,8 @@ first, the recorded values to the second, and joins the verdicts to a result. It
 neither the student's code nor the reference itself.
 """
 
+import contextlib
 import hashlib
-import itertools
 import os
 import socket
 import subprocess
@@ -18,13 +18,12 @@ from typing import Any
 
 from lmcourse import CourseError
 
-from . import intake, messages, records, sandbox
+from . import intake, messages, sandbox
 from .inside import wire
-from .inside.student import SLACK
+from .rounds import Rounds, Run
 from .seeds import seed_of
 
 ATTEMPTS = 2  # a world that breaks down is started anew once
-PATIENCE = 30  # seconds on the clock beyond the limits of all cells together
 JUDGE_SECONDS = 600  # on the clock, for the reference to start or to judge
 BROKEN = "A process of the grader broke down twice over it; a person must look."
 
@@ -103,8 +102,7 @@ class Worker:
         for _ in range(ATTEMPTS):
             try:
                 self._prepare()
-                cells, runs = self._run(work, digest)
-                answer = self._judge(work, runs, digest)
+                cells, answer = self._run(work, digest)
             except (wire.Broken, TimeoutError):
                 self._restart()
             else:
@@ -114,42 +112,58 @@ class Worker:
     def _run(
         self, work: intake.Work, digest: str
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Run a submission in the student's world; returns what cells and tests did.
+        """Run a submission; returns what its cells did, and the judge's answer.
+
+        First all tests run in one process, as in the student's notebook. Those that
+        fail there run once more, each alone, so that no other one can spoil them.
+        """
+        cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
+        tests = [self._test(cell, digest) for cell in self._code("test")]
+        answer = None
+        with self._world() as rounds:
+            done = rounds.cells(self._order(cells, tests))
+            runs = {name: [run] for name, run in rounds.together(tests).items()}
+            if not rounds.ruined:
+                answer = self._judge(tests, runs, work, more_to_come=True)
+                again = answer.get("again", [])
+                failed = rounds.alone([test for test in tests if test["id"] in again])
+                for name, run in failed.items():
+                    runs[name].append(run)
+        if rounds.ruined:
+            runs = self._one_by_one(cells, tests)
+        if answer is None or "again" in answer:
+            answer = self._judge(tests, runs, work)
+        return done, answer
+
+    def _one_by_one(
+        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
+    ) -> dict[str, list[Run]]:
+        """Run each test twice, each time in a process of its own: visible, then whole.
 
         A test that ends the process it came from costs itself only. Which one that was
         is known when each runs alone; those after it run in another student's world.
         """
-        cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
-        tests = [self._test(cell, digest) for cell in self._code("test")]
-        done, rounds = self._run_once(cells, tests, together=True)
-        runs = {} if rounds.ruined else rounds.runs
+        runs: dict[str, list[Run]] = {}
         while waiting := [test for test in tests if test["id"] not in runs]:
-            _, rounds = self._run_once(cells, waiting, together=False)
-            runs |= rounds.runs
-        pairs = zip(cells, [*done, *[None] * len(cells)], strict=False)
-        return [records.cell(data, cell["id"]) for cell, data in pairs], runs
+            with self._world() as rounds:
+                rounds.cells(self._order(cells, waiting))
+                visible = rounds.alone(waiting, hidden=False)
+                whole = rounds.alone(waiting)
+            runs |= {name: [visible[name], run] for name, run in whole.items()}
+            if rounds.ruined and rounds.last is None:
+                gone = {"end": "lost", "statements": []}
+                runs |= {test["id"]: [gone, gone] for test in waiting}
+            elif rounds.ruined and rounds.last not in runs:
+                run = visible[rounds.last]
+                run = {**run, "end": "crash" if run["end"] == "done" else run["end"]}
+                runs[rounds.last] = [run, run]
+        return runs
 
-    def _run_once(
-        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]], together: bool
-    ) -> tuple[list[Any], "_Rounds"]:
-        """Run cells and tests in a new student's world, until one test ruins it.
-
-        Returns:
-            What the cells did, and the rounds of the tests.
-        """
-        seconds = sum(item["seconds"] for item in [*cells, *tests, *tests])
-        deadline = time.monotonic() + SLACK * seconds + PATIENCE
-        rounds = _Rounds(tests, self.n_visible, together)
+    @contextlib.contextmanager
+    def _world(self) -> Iterator[Rounds]:
+        """A new student's world, for one submission."""
         with self.parent.open() as channel:
-            wire.send(channel, self._order(cells, tests))
-            done = wire.receive(channel, deadline).get("cells")
-            for groups in rounds:
-                wire.send(channel, {"groups": groups})
-                for order in itertools.chain.from_iterable(groups):
-                    rounds.take(order, wire.receive(channel, deadline))
-                    if rounds.ruined:
-                        break
-        return done if isinstance(done, list) else [], rounds
+            yield Rounds(channel, self.n_visible)
 
     def _order(
         self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
@@ -196,20 +210,27 @@ class Worker:
         }
 
     def _judge(
-        self, work: intake.Work, runs: dict[str, Any], digest: str
+        self,
+        tests: list[dict[str, Any]],
+        runs: dict[str, list[Run]],
+        work: intake.Work,
+        more_to_come: bool = False,
     ) -> dict[str, Any]:
-        tests = {
-            cell["id"]: {
-                "seed": seed_of(self.secret, digest, cell["question"]),
-                "run": runs[cell["id"]],
-            }
-            for cell in self._code("test")
-        }
+        """Ask for verdicts, or, if more is to come, first for what failed."""
         solutions = {
             cell["id"]: work.cells.get(cell["id"], "")
             for cell in self._code("solution")
         }
-        return self._ask({"tests": tests, "solutions": solutions})
+        return self._ask(
+            {
+                "tests": {
+                    test["id"]: {"seed": test["seed"], "runs": runs[test["id"]]}
+                    for test in tests
+                },
+                "solutions": solutions,
+                "more_to_come": more_to_come,
+            }
+        )
 
     def _ask(self, request: dict[str, Any] | None) -> dict[str, Any]:
         """Ask the judge.
@@ -226,66 +247,6 @@ class Worker:
         if "failed" in answer:
             raise wire.Broken("the judge failed on this submission")
         return answer
-
-
-class _Rounds:
-    """The two rounds of a submission's tests: first what is visible of all, then each.
-
-    What a student reads about visible checks was written in the first round, when no
-    hidden check was there. It runs as in the student's notebook: one test after the
-    other in one process (or in one each, if not ``together``). In the second round each
-    test runs whole and alone, so that no other one can spoil it.
-
-    Iterating gives what to run in each round: groups of tests that share a process.
-    `take` gets what came back; after the last round, or when a test has ruined the
-    student's world, `runs` holds the tests that are done with.
-    """
-
-    def __init__(
-        self, tests: list[dict[str, Any]], n_visible: dict[str, int], together: bool
-    ) -> None:
-        self.tests, self.n_visible, self.together = tests, n_visible, together
-        self.runs: dict[str, Any] = {}
-        self.first: dict[str, Any] = {}  # runs of visible statements
-        self.last: str | None = None  # the test that ran before
-        self.ruined = False
-
-    def __iter__(self) -> Iterator[list[list[dict[str, Any]]]]:
-        orders = [self._order(test, hidden=False) for test in self.tests]
-        yield [orders] if self.together else [[order] for order in orders]
-        if not self.ruined:
-            yield [[self._order(test, hidden=True)] for test in self.tests]
-
-    def _order(self, test: dict[str, Any], hidden: bool) -> dict[str, Any]:
-        """A test with its statements in batches: the hidden ones come one by one."""
-        n_visible = self.n_visible[test["id"]]
-        rest = test["statements"][n_visible:] if hidden else []
-        batches = [test["statements"][:n_visible], *([one] for one in rest)]
-        order = {key: value for key, value in test.items() if key != "statements"}
-        return {**order, "batches": [batch for batch in batches if batch]}
-
-    def take(self, order: dict[str, Any], data: dict[str, Any]) -> None:
-        """Note what a test did."""
-        name = order["id"]
-        run = records.test(data, sum(map(len, order["batches"])))
-        if run["end"] == "lost":
-            self._ruin()
-        elif name in self.first:
-            self.runs[name] = {**run, "first": self.first[name]}
-        else:
-            self.first[name] = run
-        self.last = name
-
-    def _ruin(self) -> None:
-        """Lay the loss on the test that ran before; on all where none did."""
-        self.ruined = True
-        if self.last is None:
-            gone = {"end": "lost", "statements": []}
-            self.runs |= {test["id"]: {**gone, "first": gone} for test in self.tests}
-        elif self.last not in self.runs:
-            run = self.first[self.last]
-            end = "crash" if run["end"] == "done" else run["end"]
-            self.runs[self.last] = {**run, "end": end, "first": {**run, "end": end}}
 
 
 def refused(

@@ -51,7 +51,7 @@ class Unit:
         for name in self.tests_of[self.question_of(answer.target)]:
             with mistakes.in_place(answer, self.reference.namespace):
                 run = self.run(name)
-            verdicts.append(self.reference.judge(name, SEED, run))
+            verdicts.append(self.reference.judge(name, SEED, [run]))
         return verdicts
 
     def run(self, name):
@@ -63,8 +63,7 @@ class Unit:
             records, error = test.run(statement.bare)
             values = [record["value"] for record in records]
             done.append({"values": values, "error": error})
-        run = {"end": "done", "statements": done}
-        return {**run, "first": run}
+        return {"end": "done", "statements": done}
 
 
 @pytest.fixture(scope="module", params=homework.units())
@@ -91,7 +90,7 @@ def explained_by_python(check):
 
 def test_the_solution_passes_every_check(unit):
     for name in unit.reference.tests:
-        verdict = unit.reference.judge(name, SEED, unit.run(name))
+        verdict = unit.reference.judge(name, SEED, [unit.run(name)])
         assert failed([verdict]) == []
         assert verdict["score"] == verdict["max_score"]
 

@@ -10,7 +10,8 @@ Four kinds of process, each forked from the one before:
   main line, which runs the others without that one. Then
 - *tests* run in a fork of the main line: one alone, or several one after the other.
   What is hidden of a test arrives statement by statement, each when the one before it
-  is done, and the first one only after all cells.
+  is done, and the first one only after all cells; where several tests share a process,
+  after all that is visible of them.
 
 Values leave as plain data; whether they are right is not known here.
 """
@@ -98,9 +99,9 @@ def _keep(channel: socket.socket, base: int, sandboxed: bool) -> None:
         keeper = Keeper(channel, work, base, sandboxed)
         wire.send(channel, {"cells": keeper.run_cells(work["cells"])})
         while True:
-            for tests in wire.receive(channel)["groups"]:
-                for result in keeper.run_tests(tests):
-                    wire.send(channel, result)
+            order = wire.receive(channel)
+            for result in keeper.run_tests(order["tests"], order["go_on"]):
+                wire.send(channel, result)
     except wire.Broken:
         return  # the grader has gone away
 
@@ -115,7 +116,8 @@ class Keeper:
         self.main_line: int  # the process
         self.status: int | None = None  # with which the main line has ended
         self.link: socket.socket  # to the main line and what comes from it
-        self.process: object = None  # the running test's number, as it says itself
+        self.process: object = None  # the one for tests: its number, as it says itself
+        self.begun: set[str] = set()  # the tests that have run in it
         self.length = 0  # bytes of the last message
         self.lost = False  # the main line itself is gone
         if sandboxed:
@@ -214,40 +216,46 @@ class Keeper:
 
     # Tests
 
-    def run_tests(self, tests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run tests one after the other in one fork; after a bad end, in another one.
+    def run_tests(
+        self, tests: list[dict[str, Any]], go_on: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Run tests one after the other in one new process; after a bad end in another.
+
+        Args:
+            tests: what to run
+            go_on: run more statements of tests in the process where they began; those
+                whose process is gone are skipped
 
         Yields:
             For each how it ended, and for each statement done its values and its error.
         """
-        waiting = list(tests)
-        while waiting:
-            results = self._try_tests(waiting)
-            yield from results
-            waiting = waiting[len(results) :]
+        if not go_on:
+            self._end_process()
+        for test in tests:
+            if go_on and test["id"] not in self.begun:
+                result = {"id": test["id"], "end": "skipped", "statements": []}
+            else:
+                result = self._run_test(test)
+            if go_on and self._main_line_ended():
+                result["end"] = "lost"  # a test may have outlived what it killed
+            yield result
 
-    def _try_tests(self, tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run tests in one fork, up to the first one that it does not survive."""
-        results = []
-        missing = 0  # statements of the last test
+    def _run_test(self, test: dict[str, Any]) -> dict[str, Any]:
+        result = {"id": test["id"], "end": "done", "statements": []}
         try:
-            self._begin({"tests": [self._order({**t, "batches": []}) for t in tests]})
-            for test in tests:
-                missing = sum(map(len, test["batches"]))
-                results.append({"id": test["id"], "end": "done", "statements": []})
-                for answer in self._run_statements(test):
-                    results[-1]["statements"].append(answer)
-                    missing -= 1
-            self._answer(time.monotonic() + GRACE)
+            if not self.begun:
+                self._begin()
+            self.begun.add(test["id"])
+            wire.send(self.link, {"test": self._order({**test, "batches": []})})
+            for answer in self._run_statements(test):
+                result["statements"].append(answer)
         except _Ended as end:
-            if not results:
-                results.append({"id": tests[0]["id"], "end": end.how, "statements": []})
-            if missing:
-                results[-1]["end"] = end.how
+            result["end"] = end.how
+            self.begun.clear()
         except wire.Broken:
             self.lost = True
-            results[-1]["end"] = "lost"
-        return results
+            result["end"] = "lost"
+        return result
 
     def _run_statements(self, test: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Hand a test's statements in, batch by batch."""
@@ -260,16 +268,12 @@ class Keeper:
                 room -= self.length
         wire.send(self.link, {"statements": []})
 
-    def _begin(self, order: dict[str, Any]) -> None:
-        """Have the main line fork for this order."""
+    def _begin(self) -> None:
+        """Have the main line fork for tests."""
         self.process = None
-        try:
-            if self.lost:
-                raise wire.Broken
-            wire.send(self.link, order)
-        except wire.Broken:
-            self.lost = True
-            raise _Ended("lost") from None
+        if self.lost:
+            raise _Ended("lost")
+        wire.send(self.link, {"fork": True})
         try:
             answer = self._answer(time.monotonic() + GRACE)
         except _Ended:
@@ -278,6 +282,14 @@ class Keeper:
             self.lost = True
             raise _Ended("lost")
         self.process = answer["started"]
+
+    def _end_process(self) -> None:
+        """Let the process for tests end, if there is one; how it does costs nothing."""
+        if self.begun and not self.lost:
+            self.begun.clear()
+            with contextlib.suppress(_Ended, wire.Broken):
+                wire.send(self.link, {"test": None})
+                self._answer(time.monotonic() + GRACE)
 
     def _answer(
         self, deadline: float, max_bytes: int = MAX_TEST_BYTES
@@ -354,32 +366,35 @@ def _be_main_line(link: socket.socket, cells: list[dict[str, Any]]) -> None:
         wire.send(link, world.run_cell(cell["source"], cell["id"], namespace))
     while True:
         try:
-            order = wire.receive(link)
+            wire.receive(link)
         except wire.Broken:
             return
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a cell may have ignored it
         child = os.fork()
-        if child != 0:
-            _, status = os.waitpid(child, 0)
-            wire.send(link, {"ended": status})
-            continue
-        os.setpgid(0, 0)
-        wire.send(link, {"started": os.getpid()})
-        for test in order["tests"]:
-            jail.limit_work(test["memory"], test["seconds"])
-            _run_test(test, link, namespace)
-        os._exit(0)
+        if child == 0:
+            os.setpgid(0, 0)
+            wire.send(link, {"started": os.getpid()})
+            _run_tests(link, namespace)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        wire.send(link, {"ended": status})
 
 
-def _run_test(test: dict[str, Any], link: socket.socket, namespace: dict) -> None:
+def _run_tests(link: socket.socket, namespace: dict) -> None:
+    """Run the statements that arrive, each in the test that it belongs to."""
     from . import world
 
-    running = world.Test(test["question"], test["seed"], namespace)
-    while batch := wire.receive(link)["statements"]:
-        for statement in batch:
-            records, error = running.run(statement)
-            values = [record["value"] for record in records]
-            wire.send(link, {"values": values, "error": error})
+    running: dict[str, world.Test] = {}
+    while order := wire.receive(link)["test"]:
+        name = order["id"]
+        if name not in running:
+            running[name] = world.Test(order["question"], order["seed"], namespace)
+        jail.limit_work(order["memory"], order["seconds"])
+        while batch := wire.receive(link)["statements"]:
+            for statement in batch:
+                records, error = running[name].run(statement)
+                values = [record["value"] for record in records]
+                wire.send(link, {"values": values, "error": error})
 
 
 if __name__ == "__main__":

@@ -90,6 +90,22 @@ def test_a_loop_and_a_crash_cost_one_question(grade, body, end):
     assert result["tests"]["average_checks"]["end"] == end
 
 
+def test_what_one_question_breaks_for_all_is_whole_where_another_runs_alone(grade):
+    breaks = "from lmcore import attention\n    attention.causal_mask = None\n    "
+    result = grade(average=AVERAGE + breaks + "return x.sum(-1) / x.shape[-1]")
+    assert scores(result) == {"average": 4, "causal_mask": 3, "why": None}
+
+
+def test_a_crash_at_a_hidden_check_leaves_the_visible_ones_that_passed(grade):
+    body = "import os\n    os.abort() if x.dim() > 1 else None\n    "
+    result = grade(average=AVERAGE + body + "return x.sum(-1) / x.shape[-1]")
+    visible, *hidden = messages(result, "average")
+    assert visible == ""
+    assert len(set(hidden)) == 1
+    assert "killed" in hidden[0]
+    assert scores(result)["causal_mask"] == 3
+
+
 def test_too_much_memory_costs_one_question(grade):
     result = grade(average=AVERAGE + "return torch.ones(10**9).sum()")
     assert scores(result) == {"average": 0, "causal_mask": 3, "why": None}

@@ -1,0 +1,104 @@
+"""Run a submission's cells and tests in one student's world, round by round.
+
+What a student reads about visible checks is what they gave in the first round, when no
+hidden check had come to that world.
+"""
+
+import socket
+import time
+from typing import Any
+
+from . import records
+from .inside import wire
+from .inside.student import SLACK
+
+PATIENCE = 30  # seconds on the clock beyond the limits of what runs
+
+Run = dict[str, Any]  # how a test ended, and for each statement its values and error
+
+
+class Rounds:
+    """Talks with the keeper of one submission.
+
+    Args:
+        channel: leads to the keeper
+        n_visible: how many of each test's statements are visible; they come first
+
+    Attributes:
+        ruined: whether a test has ended the process that all tests come from
+        last: the last test that ran before that
+    """
+
+    def __init__(self, channel: socket.socket, n_visible: dict[str, int]) -> None:
+        self.channel, self.n_visible = channel, n_visible
+        self.ruined = False
+        self.last: str | None = None
+
+    def cells(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        """Run the cells; says how each went."""
+        wire.send(self.channel, order)
+        done = wire.receive(self.channel, _deadline(order["cells"])).get("cells")
+        done = done if isinstance(done, list) else []
+        done += [None] * len(order["cells"])
+        pairs = zip(done, order["cells"], strict=False)
+        return [records.cell(data, cell["id"]) for data, cell in pairs]
+
+    def together(self, tests: list[dict[str, Any]]) -> dict[str, Run]:
+        """Run tests in one process: what is visible of all, then what is hidden.
+
+        A test whose process has ended meanwhile leaves its hidden part out.
+        """
+        visible = self._run([self._order(test, hidden=False) for test in tests])
+        rest = [self._order(test, visible=False) for test in tests]
+        hidden = self._run(rest, go_on=True)
+        return {
+            name: {**hidden[name], "end": _end(visible[name], hidden[name])}
+            | {"statements": visible[name]["statements"] + hidden[name]["statements"]}
+            for name in hidden
+        }
+
+    def alone(self, tests: list[dict[str, Any]], hidden: bool = True) -> dict[str, Run]:
+        """Run each test in a process of its own, whole or without what is hidden."""
+        runs: dict[str, Run] = {}
+        for test in tests:
+            runs |= self._run([self._order(test, hidden=hidden)])
+        return runs
+
+    def _order(
+        self, test: dict[str, Any], visible: bool = True, hidden: bool = True
+    ) -> dict[str, Any]:
+        """A test with its statements in batches: the hidden ones come one by one."""
+        n_visible = self.n_visible[test["id"]]
+        shown, rest = test["statements"][:n_visible], test["statements"][n_visible:]
+        batches = [shown] if visible and shown else []
+        batches += [[one] for one in rest] if hidden else []
+        order = {key: value for key, value in test.items() if key != "statements"}
+        return {**order, "batches": batches}
+
+    def _run(self, orders: list[dict[str, Any]], go_on: bool = False) -> dict[str, Run]:
+        """Run tests in a new process, or in the one where they began."""
+        runs: dict[str, Run] = {}
+        if self.ruined:
+            return runs
+        wire.send(self.channel, {"tests": orders, "go_on": go_on})
+        deadline = _deadline(orders)
+        for order in orders:
+            data = wire.receive(self.channel, deadline)
+            run = records.test(data, sum(map(len, order["batches"])))
+            if run["end"] == "lost":
+                self.ruined = True
+                break
+            runs[order["id"]] = run
+            self.last = order["id"]
+        return runs
+
+
+def _end(visible: Run, hidden: Run) -> str:
+    """How a test ended that ran in two parts."""
+    return hidden["end"] if visible["end"] == "done" else visible["end"]
+
+
+def _deadline(items: list[dict[str, Any]]) -> float:
+    """When the keeper must have run these cells or tests, by ``time.monotonic``."""
+    seconds = sum(item["seconds"] for item in items)
+    return time.monotonic() + SLACK * seconds + len(items) + PATIENCE
