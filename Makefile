@@ -6,6 +6,8 @@ BIN := .venv/bin
 # Files of tests run side by side, one process for each core.
 PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where Python is told to keep no compiled modules, each process spends seconds on them.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: course test test-slow bench serve clean help
 
