@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ import lmcore
 import lmcourse
 from lmcourse import CourseError
 
+from .intake import Content
 from .pool import Pool
 from .worker import Worker
 
@@ -49,15 +50,15 @@ KEPT = "results are kept, run the same command again"
 def grade(
     address: str,
     about: "Unit",
-    contents: dict[str, bytes],
+    contents: Mapping[str, Content],
     ahead: int | None = None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Grade submissions on a cluster; yields each student with the result.
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Grade submissions on a cluster; yields student, key and result.
 
     Args:
         address: the scheduler's, such as ``tcp://10.0.0.7:8786``
         about: the unit; its blank lmcore is made already
-        contents: for each student the bytes of the notebook
+        contents: by student what was handed in
         ahead: how many submissions are on the cluster at a time
 
     Raises:
@@ -67,7 +68,7 @@ def grade(
     with _connect(address) as client:
         try:
             client.register_plugin(unit, name=unit.name)
-            yield from _map(client, unit, contents, ahead)
+            yield from _map(client, about, unit, contents, ahead)
         except CourseError:
             raise
         except (CancelledError, OSError) as error:
@@ -95,32 +96,34 @@ def _connect(address: str) -> Client:
 
 def _map(
     client: Client,
+    about: "Unit",
     unit: "UnitOnWorker",
-    contents: dict[str, bytes],
+    contents: Mapping[str, Content],
     ahead: int | None,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Have so many submissions on the cluster, and a new one for each that is done."""
     n_threads = sum(client.nthreads().values())
     if n_threads == 0:
         waits = "the cluster has no worker yet; waiting for the first one"
         tqdm.write(waits, file=sys.stderr)
-    run, numbers, students, lost = uuid.uuid4().hex, itertools.count(), {}, []
+    run, numbers, there, lost = uuid.uuid4().hex, itertools.count(), {}, []
 
     def submit(student: str) -> Any:
         key = (f"grade-{run}", next(numbers))  # as one group, which Dask holds back
-        work = (unit.name, unit.key, contents[student])
+        content = contents[student]
+        work = (unit.name, unit.key, content)
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1G"}):
             future = client.submit(grade_one, *work, key=key)
-        students[future.key] = student
+        there[future.key] = student, about.key(content)
         return future
 
     waiting = iter(contents)
     first = itertools.islice(waiting, ahead or max(AHEAD, 2 * n_threads))
     running = as_completed([submit(student) for student in first], loop=client.loop)
     for future in running:
-        student = students.pop(future.key)
+        student, key = there.pop(future.key)
         try:
-            yield student, future.result()
+            yield student, key, future.result()
         except KilledWorker:
             lost.append(student)
         for following in itertools.islice(waiting, 1):
@@ -132,7 +135,7 @@ def _map(
         )
 
 
-def grade_one(name: str, key: str, content: bytes) -> dict[str, Any]:
+def grade_one(name: str, key: str, content: Content) -> dict[str, Any]:
     """Grade a submission; runs in a process of the cluster."""
     dask_worker = get_worker()
     unit = dask_worker.plugins.get(name)
@@ -179,7 +182,7 @@ class UnitOnWorker(WorkerPlugin):
         self.pool.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def grade(self, content: bytes) -> dict[str, Any]:
+    def grade(self, content: Content) -> dict[str, Any]:
         """Grade a submission.
 
         Raises:

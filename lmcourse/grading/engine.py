@@ -5,12 +5,12 @@ off, and a second run grades only what is new.
 """
 
 import atexit
-import hashlib
+import functools
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,8 +23,7 @@ from lmcourse import CourseError, paths
 
 from . import handin, intake, sandbox
 from .pool import Pool
-from .unit import Content, Unit
-from .worker import refused
+from .unit import Content, Submissions, Unit
 
 STUDENT = re.compile(r"[^\W_][\w.@ +-]{0,99}")
 UNSAFE = (
@@ -82,31 +81,31 @@ def grade_folder(
     if folder == own.resolve() or handin.is_nbgrader_s(unit, folder):
         contents = find_submissions(unit, folder, notes)
         if folder != own.resolve():
-            for student in contents:
-                _copy_in(folder / student / unit, own / student / unit, unit)
+            contents = _copied_in(unit, contents, folder, own)
     else:
         contents = handin.take_in(unit, folder, own, notes)
-    waiting = [s for s, content in contents.items() if about.known(s, content) is None]
-    sandboxed = scheduler is not None or may_run(
-        unit, [contents[s] for s in waiting], unsafe, notes
+    waiting = contents.of(
+        [s for s, content in contents.items() if about.known(s, content) is None]
     )
+    sandboxed = scheduler is not None or not waiting
+    sandboxed = sandboxed or may_run(unit, waiting.values(), unsafe, notes)
     try:
-        grade_all(about, {s: contents[s] for s in waiting}, jobs, sandboxed, scheduler)
-        about.write(contents)
+        grade_all(about, waiting, jobs, sandboxed, scheduler)
+        if changed := about.write(contents):
+            names = ", ".join(changed)
+            notes.append(f"changed while it was graded, so grade again: {names}")
     except OSError as error:  # a full disk, a folder that cannot be written
         raise CourseError(
             f"{error}. Nothing is lost: results are kept, run the same command again"
         ) from error
-    n_refused = sum(
-        about.known(student, content)["status"] == "refused"
-        for student, content in contents.items()
-    )
+    results = (about.known(student, content) for student, content in contents.items())
+    n_refused = sum(r is not None and r["status"] == "refused" for r in results)
     seconds = time.perf_counter() - start
     return Summary(unit, len(contents), len(waiting), n_refused, seconds, notes)
 
 
-def find_submissions(unit: str, folder: Path, notes: list[str]) -> dict[str, Content]:
-    """Read all submissions of a unit in a folder like nbgrader's ``submitted``.
+def find_submissions(unit: str, folder: Path, notes: list[str]) -> Submissions:
+    """Find all submissions of a unit in a folder like nbgrader's ``submitted``.
 
     Raises:
         CourseError: if there is none.
@@ -120,34 +119,41 @@ def find_submissions(unit: str, folder: Path, notes: list[str]) -> dict[str, Con
         if not STUDENT.fullmatch(student.name):
             notes.append(f"left out, as no student's id: {student.name!r}")
             continue
-        found[student.name] = intake.read_file(inner / f"{unit}.ipynb")
+        path = inner / f"{unit}.ipynb"
+        found[student.name] = functools.partial(intake.read_file, path)
     if not found:
         raise CourseError(
             f"there are no submissions of {unit} in {folder}; "
             f"expected <student>/{unit}/{unit}.ipynb there"
         )
-    return found
+    return Submissions(found)
 
 
-def _copy_in(source: Path, target: Path, unit: str) -> None:
-    """Keep what was handed in, as plain files of our own."""
+def _copied_in(
+    unit: str, contents: Submissions, source: Path, target: Path
+) -> Submissions:
+    """Keep what was handed in elsewhere, as plain files of our own."""
     from . import gradebook  # nbgrader takes a second to import
 
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name in (f"{unit}.ipynb", *gradebook.RECEIPTS):
-        content = intake.read_file(source / name)
-        if isinstance(content, bytes):
-            (target / name).write_bytes(content)
+    kept = {}
+    for student, content in contents.items():
+        folder = target / student / unit
+        shutil.rmtree(folder, ignore_errors=True)
+        kept[student] = handin.keep(content, folder / f"{unit}.ipynb")
+        for name in gradebook.RECEIPTS:
+            handin.keep(intake.read_file(source / student / unit / name), folder / name)
+    return Submissions(kept)
 
 
-def may_run(unit: str, contents: list[Content], unsafe: bool, notes: list[str]) -> bool:
+def may_run(
+    unit: str, contents: Iterable[Content], unsafe: bool, notes: list[str]
+) -> bool:
     """Decide whether to run in a sandbox.
 
     Raises:
         NoSandbox: if there is none and a submission is not one of our own.
     """
-    reason = sandbox.why_unavailable() if contents else None
+    reason = sandbox.why_unavailable()
     if reason is None:
         return True
     from . import sample_class
@@ -167,59 +173,49 @@ def may_run(unit: str, contents: list[Content], unsafe: bool, notes: list[str]) 
 
 def grade_all(
     about: Unit,
-    contents: dict[str, Content],
+    contents: Mapping[str, Content],
     jobs: int | None,
     sandboxed: bool,
     scheduler: str | None = None,
 ) -> None:
     """Grade submissions, several at a time, and keep each result at once."""
-    readable: dict[str, bytes] = {}
-    for student, content in contents.items():
-        if isinstance(content, bytes):
-            readable[student] = content
-        else:
-            about.save(student, content, _refused(about, content))
-    if not readable:
+    if not contents:
         return
     about.make_tree()
     if scheduler is None:
-        results = _grade_here(about, readable, jobs, sandboxed)
+        results = _grade_here(about, contents, jobs, sandboxed)
     else:
         from . import cluster  # Dask takes a second to import
 
-        results = cluster.grade(scheduler, about, readable, jobs)
+        results = cluster.grade(scheduler, about, contents, jobs)
     with (
         closing(results),
         tqdm(
-            total=len(readable), desc="grading", disable=None, unit="submission"
+            total=len(contents), desc="grading", disable=None, unit="submission"
         ) as progress,
     ):
-        for student, result in results:
-            about.save(student, readable[student], result)
+        for student, key, result in results:
+            about.save(student, key, result)
             progress.update()
 
 
-def _refused(about: Unit, refusal: intake.Refusal) -> dict[str, Any]:
-    """The result of what could not even be read."""
-    return refused(about.manifest, refusal, hashlib.sha256(b"").hexdigest())
-
-
 def _grade_here(
-    about: Unit, contents: dict[str, bytes], jobs: int | None, sandboxed: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Grade submissions on this machine; yields each student with the result."""
+    about: Unit, contents: Mapping[str, Content], jobs: int | None, sandboxed: bool
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Grade submissions on this machine; yields student, key and result."""
     n_threads = max(1, min(jobs or os.cpu_count() or 1, len(contents)))
     with (
         Pool(lambda: about.worker(sandboxed)) as pool,
         ThreadPoolExecutor(n_threads) as threads,
     ):
-        running = {
-            threads.submit(pool.grade, content): student
-            for student, content in contents.items()
-        }
+
+        def grade(student: str) -> tuple[str, str, dict[str, Any]]:
+            content = contents[student]
+            return student, about.key(content), pool.grade(content)
+
         try:
-            for done in as_completed(running):
-                yield running.pop(done), done.result()
+            for done in as_completed([threads.submit(grade, s) for s in contents]):
+                yield done.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -245,7 +241,6 @@ def result_of(unit: str, student: str) -> tuple[dict[str, Any], intake.Work | No
     result = about.known(student, content)
     if result is None:
         may_run(unit, [content], unsafe=False, notes=[])
-        refusal = isinstance(content, intake.Refusal)
-        result = _refused(about, content) if refusal else pool.grade(content)
-        about.save(student, content, result)
+        result = pool.grade(content)
+        about.save(student, about.key(content), result)
     return result, about.read(content)

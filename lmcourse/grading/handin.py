@@ -13,20 +13,23 @@ No path of a zip is ever written to: of each student one notebook is read, as by
 kept under a name of ours. Links and entries that lead elsewhere are left out.
 """
 
+import contextlib
+import functools
 import json
 import re
 import shutil
 import stat
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lmcourse import CourseError, paths
 
 from . import intake
-from .unit import Content
+from .intake import Content
+from .unit import Submissions
 
 STUDENT = re.compile(r"[^\W_][\w.@ +-]{0,99}")
 CANVAS = re.compile(
@@ -55,8 +58,8 @@ class Person:
 class HandedIn:
     """What was found: notebooks by student, and who they are."""
 
-    contents: dict[str, Content] = field(default_factory=dict)
-    timestamps: dict[str, bytes] = field(default_factory=dict)
+    contents: Mapping[str, Content] = field(default_factory=dict)
+    timestamps: Mapping[str, Content] = field(default_factory=dict)
     people: dict[str, Person] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -75,8 +78,9 @@ def is_nbgrader_s(unit: str, place: Path) -> bool:
     return place.is_dir() and any(path.is_dir() for path in place.glob(f"*/{unit}"))
 
 
-def read(unit: str, place: Path) -> HandedIn:
-    """Read what was handed in of a unit.
+@contextlib.contextmanager
+def read(unit: str, place: Path) -> Iterator[HandedIn]:
+    """Find what was handed in of a unit, to be read within a ``with`` statement.
 
     Args:
         unit: the unit's name
@@ -88,26 +92,29 @@ def read(unit: str, place: Path) -> HandedIn:
     if not place.exists():
         raise CourseError(f"there is no {place}")
     found = HandedIn()
-    if place.is_dir():
-        _read_files(unit, _files_of_folder(place, found), found)
-    else:
-        try:
-            with zipfile.ZipFile(place) as archive:
-                _read_files(unit, _files_of_zip(archive, found), found)
-        except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-            raise CourseError(f"{place} is no zip that can be read: {error}") from error
-    if not found.contents:
-        raise CourseError(
-            f"there are no submissions of {unit} in {place}; expected "
-            f"<student>/{unit}/{unit}.ipynb, a zip of Canvas or Moodle, or one "
-            f"notebook per student"
-        )
-    return found
+    with contextlib.ExitStack() as until_read:
+        if place.is_dir():
+            files = _files_of_folder(place, found)
+        else:
+            files = _files_of_zip(until_read.enter_context(_open_zip(place)), found)
+        _choose(unit, files, found)
+        if not found.contents:
+            raise CourseError(
+                f"there are no submissions of {unit} in {place}; expected "
+                f"<student>/{unit}/{unit}.ipynb, a zip of Canvas or Moodle, or one "
+                f"notebook per student"
+            )
+        yield found
 
 
-def take_in(
-    unit: str, place: Path, submitted: Path, notes: list[str]
-) -> dict[str, Content]:
+def _open_zip(place: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(place)
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise CourseError(f"{place} is no zip that can be read: {error}") from error
+
+
+def take_in(unit: str, place: Path, submitted: Path, notes: list[str]) -> Submissions:
     """Read what was handed in, and keep it in nbgrader's layout; see `read`.
 
     Args:
@@ -116,20 +123,31 @@ def take_in(
         submitted: the course's own ``submitted``
         notes: what was left out is told here
     """
-    found = read(unit, place)
-    for student, content in found.contents.items():
-        folder = submitted / student / unit
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if isinstance(content, bytes):
-            (folder / f"{unit}.ipynb").write_bytes(content)
-        if student in found.timestamps:
-            (folder / "timestamp.txt").write_bytes(found.timestamps[student])
+    kept = {}
+    with read(unit, place) as found:
+        for student, content in found.contents.items():
+            folder = submitted / student / unit
+            shutil.rmtree(folder, ignore_errors=True)
+            kept[student] = keep(content, folder / f"{unit}.ipynb")
+            if student in found.timestamps:
+                keep(found.timestamps[student], folder / "timestamp.txt")
     save_people(people_path(), found.people)
     notes += found.notes[:MAX_NOTES]
     if len(found.notes) > MAX_NOTES:
         notes.append(f"and {len(found.notes) - MAX_NOTES} more left out")
-    return found.contents
+    return Submissions(kept)
+
+
+def keep(content: Content, path: Path) -> Callable[[], Content]:
+    """Write what was handed in as a plain file of ours; returns what reads it again.
+
+    A refusal is remembered; no file stands for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, bytes):
+        return lambda: content
+    path.write_bytes(content)
+    return functools.partial(intake.read_file, path)
 
 
 class _File:
@@ -198,8 +216,8 @@ def _leave_out(found: HandedIn, path: PurePosixPath, why: str) -> None:
     found.notes.append(f"left out, {why}: {str(path)!r}")
 
 
-def _read_files(unit: str, files: Iterator[_File], found: HandedIn) -> None:
-    """Read the notebook that counts of each student: the one handed in last."""
+def _choose(unit: str, files: Iterator[_File], found: HandedIn) -> None:
+    """Choose the notebook that counts of each student: the one handed in last."""
     best: dict[str, tuple[tuple[int, str], _File]] = {}
     dates: dict[str, _File] = {}
     for file in files:
@@ -217,10 +235,8 @@ def _read_files(unit: str, files: Iterator[_File], found: HandedIn) -> None:
             continue
         best[one.student] = one.order, file
         found.people[one.student] = one.person
-    for student in sorted(best):
-        found.contents[student] = best[student][1].read()
-        if student in dates and isinstance(date := dates[student].read(), bytes):
-            found.timestamps[student] = date
+    found.contents = Submissions({s: best[s][1].read for s in sorted(best)})
+    found.timestamps = Submissions({s: dates[s].read for s in best if s in dates})
 
 
 def _whose(unit: str, path: PurePosixPath) -> _Found | None:

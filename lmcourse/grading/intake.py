@@ -24,6 +24,9 @@ class Refusal:
     message: str
 
 
+Content = bytes | Refusal  # what reading a submitted file gave
+
+
 @dataclass(frozen=True)
 class Work:
     """What a student wrote: the text of each known cell, by the cell's id."""
@@ -32,7 +35,7 @@ class Work:
     missing: list[str]  # ids of cells that the student's notebook no longer has
 
 
-def read_file(path: Path) -> bytes | Refusal:
+def read_file(path: Path) -> Content:
     """Read a submitted file that may be anything.
 
     Links are not followed, and only plain files are opened, so that neither a pipe can

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from . import intake
 from .worker import Worker
 
 
@@ -29,8 +30,8 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def grade(self, content: bytes) -> dict[str, Any]:
-        """Grade the bytes of a notebook; the same bytes give the same result."""
+    def grade(self, content: intake.Content) -> dict[str, Any]:
+        """Grade what was handed in; the same bytes give the same result."""
         with self.lock:
             worker = self.idle.pop() if self.idle else None
         worker = worker or self.start()

@@ -8,6 +8,7 @@ what is new.
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,37 @@ from lmcourse import CourseError, homework, paths
 from lmcourse.homework import builder
 
 from . import cells, intake, seeds
+from .intake import Content
 from .worker import Worker
 
-Content = bytes | intake.Refusal  # what reading a submitted file gave
 BATCH = 100  # submissions written to the gradebook in one transaction
+
+
+class Submissions(Mapping[str, Content]):
+    """What students handed in, each file read anew whenever it is asked for.
+
+    A class may be larger than the memory. So a file may also be another one the next
+    time: whoever needs the same bytes twice keeps them.
+
+    Args:
+        readers: by student, what gives the content
+    """
+
+    def __init__(self, readers: dict[str, Callable[[], Content]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, student: str) -> Content:
+        return self._readers[student]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def of(self, students: list[str]) -> "Submissions":
+        """Those of some students only."""
+        return Submissions({student: self._readers[student] for student in students})
 
 
 class Unit:
@@ -69,22 +97,27 @@ class Unit:
             return None
         return data["result"]
 
-    def save(self, student: str, content: Content, result: dict[str, Any]) -> None:
+    def save(self, student: str, key: str, result: dict[str, Any]) -> None:
         """Keep a result; a reader finds the old one or the new one, never a half."""
         path = result_path(self.name, student)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"key": self.key(content), "student": student, "result": result}
+        data = {"key": key, "student": student, "result": result}
         half = path.with_suffix(".new")
         half.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         half.replace(path)
 
-    def write(self, contents: dict[str, Content]) -> None:
-        """Bring the results into the gradebook, those that are not there already."""
+    def write(self, contents: Mapping[str, Content]) -> list[str]:
+        """Bring the results into the gradebook, those that are not there already.
+
+        Returns:
+            Whose submission has no result, as it changed while the class was graded.
+        """
         from . import gradebook
 
         gradebook.make_assignment(self.name, self.manifest)
         there = gradebook.students(self.name)
         notes = {s: result_path(self.name, s).with_suffix(".written") for s in contents}
+        changed: list[str] = []
         waiting = [
             student
             for student, content in contents.items()
@@ -99,14 +132,20 @@ class Unit:
         ) as progress:
             for start in range(0, len(waiting), BATCH):
                 some = waiting[start : start + BATCH]
-                graded = {
-                    s: (self.known(s, contents[s]), self.read(contents[s]))
-                    for s in some
-                }
-                gradebook.write(self.name, graded)
+                graded, keys = {}, {}
                 for student in some:
-                    notes[student].write_text(self.key(contents[student]))
+                    content = contents[student]
+                    result = self.known(student, content)
+                    if result is None:
+                        changed.append(student)
+                    else:
+                        graded[student] = result, self.read(content)
+                        keys[student] = self.key(content)
+                gradebook.write(self.name, graded)
+                for student, key in keys.items():
+                    notes[student].write_text(key)
                 progress.update(len(some))
+        return changed
 
     def worker(self, sandboxed: bool) -> Worker:
         """Start a student's world and a judge."""

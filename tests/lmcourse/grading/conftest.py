@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from lmcourse import paths
-from lmcourse.grading import sandbox
+from lmcourse.grading import gradebook, sandbox
 from lmcourse.grading.unit import Unit
 
 UNIT = "07_tiny"
@@ -216,6 +216,18 @@ def worker(project, sandboxed):
             unit.make_tree()
             running = until_the_end.enter_context(unit.worker(sandboxed=True))
         yield running
+
+
+@pytest.fixture(scope="session")
+def empty_gradebook(project, tmp_path_factory) -> Path:
+    """A gradebook that knows the unit and no student; making one takes a kernel."""
+    kept = tmp_path_factory.mktemp("gradebook") / "gradebook.db"
+    with contextlib.chdir(project):
+        own = paths.course() / "gradebook.db"
+        own.unlink(missing_ok=True)
+        gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
+        own.rename(kept)
+    return kept
 
 
 @pytest.fixture

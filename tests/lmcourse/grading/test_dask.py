@@ -125,8 +125,8 @@ def test_a_worker_killed_half_way_changes_no_result(dask_cluster, handed, hand_i
     about = Unit(UNIT)
     done = []
     victim = dask_cluster.workers[0]
-    for student, result in cluster.grade(dask_cluster.address, about, handed):
-        about.save(student, handed[student], result)
+    for student, key, result in cluster.grade(dask_cluster.address, about, handed):
+        about.save(student, key, result)
         done.append(student)
         if victim.returncode is None and len(done) >= 3 and (theirs := helpers(victim)):
             victim.kill()

@@ -1,12 +1,10 @@
 """The bulk writer: the rows that nbgrader itself writes, and nothing lost."""
 
-import contextlib
 import datetime
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from nbgrader.api import Comment, Grade, SubmittedAssignment, SubmittedNotebook
@@ -57,18 +55,6 @@ def notebook(student: str) -> list:
     return [cells, made["metadata"]["kernelspec"]]
 
 
-@pytest.fixture(scope="module")
-def empty_gradebook(project, tmp_path_factory) -> Path:
-    """A gradebook that knows the unit and no student; making one takes a kernel."""
-    kept = tmp_path_factory.mktemp("gradebook") / "gradebook.db"
-    with contextlib.chdir(project):
-        own = paths.course() / "gradebook.db"
-        own.unlink(missing_ok=True)
-        gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
-        own.rename(kept)
-    return kept
-
-
 @pytest.fixture
 def write(hand_in, handed_in, worker, empty_gradebook):
     """Grade a notebook and write it, without the engine."""
@@ -80,7 +66,7 @@ def write(hand_in, handed_in, worker, empty_gradebook):
         for student, content in contents.items():
             hand_in(student, content)
             result = worker.grade(content)
-            unit.save(student, content, result)
+            unit.save(student, unit.key(content), result)
             graded[student] = result, unit.read(content)
         gradebook.write(UNIT, graded)
 
