@@ -78,6 +78,7 @@ def configure(config: Config) -> None:
     config.Autograde.autograde_preprocessors = [
         GradeInSandbox if step is Execute else step for step in steps
     ]
+    config.Autograde.pre_convert_hook = prepare
     shown = GenerateFeedback.preprocessors.default()
     config.GenerateFeedback.preprocessors = [shown[0], ClearHiddenTests, *shown[1:]]
     config.GenerateFeedback.exporter_class = FeedbackPage
@@ -85,6 +86,18 @@ def configure(config: Config) -> None:
     config.ExchangeFactory.release_feedback = exchange.ReleaseFeedback
     # In formgrader, a script in a written answer must not run.
     config.HTMLExporter.filters = {"markdown2html": safe_markdown}
+
+
+def prepare(assignment: str, **_: Any) -> None:
+    """See to it that the gradebook knows a unit, before nbgrader grades a submission.
+
+    A new database has not even tables. nbgrader makes them with a program that it
+    finds only where the virtual environment is active, and knows no assignment that
+    was not generated with this database.
+    """
+    if assignment in homework.units():
+        about = homework.load_manifest(assignment)
+        gradebook.make_assignment(assignment, {"cells": about.cells})
 
 
 def safe_markdown(text: str) -> str:

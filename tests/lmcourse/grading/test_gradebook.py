@@ -83,7 +83,7 @@ def test_rows_and_notebooks_are_those_of_nbgrader_autograde(
     hand_in("chen", handed_in(average=HALF, why=released["released"]))
     when = paths.course() / "submitted" / "ada" / UNIT / "timestamp.txt"
     when.write_text("2027-01-05 10:00:00 CET")
-    gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
+    assert not (paths.course() / "gradebook.db").exists()
     command = [sys.executable, "-m", "nbgrader", "autograde", UNIT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

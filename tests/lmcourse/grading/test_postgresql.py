@@ -136,3 +136,21 @@ def test_a_class_on_postgresql(sandboxed, on_postgresql, hand_in, handed_in):
     assert done.returncode == 0, done.stderr
     page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
     assert "9 of 9 points" in page
+
+
+@pytest.mark.slow
+def test_nbgrader_s_own_autograde_comes_first(
+    sandboxed, on_postgresql, hand_in, handed_in
+):
+    """Nothing was graded, and the server holds not even nbgrader's tables."""
+    hand_in("ada")
+    hand_in("bob", handed_in(average=MISTAKEN))
+    own_file = paths.course() / "gradebook.db"
+    own_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "nbgrader", "autograde", UNIT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert scores() == {"ada": 7, "bob": 3}
+    assert not own_file.exists()
+    assert engine.grade_folder(UNIT).graded == 0  # the results are kept and shared
+    assert scores() == {"ada": 7, "bob": 3}
