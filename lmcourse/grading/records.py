@@ -9,6 +9,7 @@ from typing import Any
 
 MAX_TEXT = 12_000
 ENDS = ("done", "timeout", "crash", "exit", "too much", "skipped", "lost")
+KILLED = "killed"  # by a signal that no process survives, whoever sent it: a crash
 
 
 def cell(data: object, cell_id: str) -> dict[str, Any]:
@@ -56,7 +57,14 @@ def error(data: object) -> dict[str, Any] | None:
     }
 
 
+def killed(data: object) -> bool:
+    """Whether something killed the process of a cell or test."""
+    return isinstance(data, dict) and data.get("end") == KILLED
+
+
 def _end(how: object) -> str:
+    if how == KILLED:
+        return "crash"
     return how if isinstance(how, str) and how in ENDS else "lost"
 
 

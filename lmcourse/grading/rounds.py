@@ -17,20 +17,27 @@ PATIENCE = 30  # seconds on the clock beyond the limits of what runs
 Run = dict[str, Any]  # how a test ended, and for each statement its values and error
 
 
+class Killed(Exception):  # noqa: N818
+    """A process of the submission was killed: by its own code, or from outside."""
+
+
 class Rounds:
     """Talks with the keeper of one submission.
 
     Args:
         channel: leads to the keeper
         n_visible: how many of each test's statements are visible; they come first
+        final: whether a kill counts as a crash; else it raises `Killed`
 
     Attributes:
         ruined: whether a test has ended the process that all tests come from
         last: the last test that ran before that
     """
 
-    def __init__(self, channel: socket.socket, n_visible: dict[str, int]) -> None:
-        self.channel, self.n_visible = channel, n_visible
+    def __init__(
+        self, channel: socket.socket, n_visible: dict[str, int], final: bool
+    ) -> None:
+        self.channel, self.n_visible, self.final = channel, n_visible, final
         self.ruined = False
         self.last: str | None = None
 
@@ -39,6 +46,8 @@ class Rounds:
         wire.send(self.channel, order)
         done = wire.receive(self.channel, _deadline(order["cells"])).get("cells")
         done = done if isinstance(done, list) else []
+        if not self.final and any(map(records.killed, done)):
+            raise Killed
         done += [None] * len(order["cells"])
         pairs = zip(done, order["cells"], strict=False)
         return [records.cell(data, cell["id"]) for data, cell in pairs]
@@ -85,6 +94,8 @@ class Rounds:
         for order in orders:
             data = wire.receive(self.channel, deadline)
             run = records.test(data, sum(map(len, order["batches"])))
+            if not self.final and (records.killed(data) or run["end"] == "lost"):
+                raise Killed
             if run["end"] == "lost":
                 self.ruined = True
                 break

@@ -20,10 +20,10 @@ from lmcourse import CourseError
 
 from . import intake, messages, sandbox
 from .inside import wire
-from .rounds import Rounds, Run
+from .rounds import Killed, Rounds, Run
 from .seeds import seed_of
 
-ATTEMPTS = 2  # a world that breaks down is started anew once
+ATTEMPTS = 2  # a world that breaks down or is killed is started anew once
 JUDGE_SECONDS = 600  # on the clock, for the reference to start or to judge
 BROKEN = "A process of the grader broke down twice over it; a person must look."
 
@@ -101,10 +101,12 @@ class Worker:
         work = intake.read(content, self.manifest) if read else content
         if isinstance(work, intake.Refusal):
             return refused(self.manifest, work, digest)
-        for _ in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._prepare()
-                cells, answer = self._run(work, digest)
+                cells, answer = self._run(work, digest, final=attempt == ATTEMPTS)
+            except Killed:
+                continue  # perhaps it was not the submission that did it
             except (wire.Broken, TimeoutError):
                 self._restart()
             else:
@@ -112,17 +114,20 @@ class Worker:
         return refused(self.manifest, intake.Refusal("broken", BROKEN), digest)
 
     def _run(
-        self, work: intake.Work, digest: str
+        self, work: intake.Work, digest: str, final: bool
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Run a submission; returns what its cells did, and the judge's answer.
 
         First all tests run in one process, as in the student's notebook. Those that
         fail there run once more, each alone, so that no other one can spoil them.
+
+        Raises:
+            Killed: if a process of the submission was killed, unless this is final.
         """
         cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
         tests = [self._test(cell, digest) for cell in self._code("test")]
         answer = None
-        with self._world() as rounds:
+        with self._world(final) as rounds:
             done = rounds.cells(self._order(cells, tests))
             runs = {name: [run] for name, run in rounds.together(tests).items()}
             if not rounds.ruined:
@@ -147,7 +152,7 @@ class Worker:
         """
         runs: dict[str, list[Run]] = {}
         while waiting := [test for test in tests if test["id"] not in runs]:
-            with self._world() as rounds:
+            with self._world(final=True) as rounds:
                 rounds.cells(self._order(cells, waiting))
                 visible = rounds.alone(waiting, hidden=False)
                 whole = rounds.alone(waiting)
@@ -162,10 +167,10 @@ class Worker:
         return runs
 
     @contextlib.contextmanager
-    def _world(self) -> Iterator[Rounds]:
+    def _world(self, final: bool) -> Iterator[Rounds]:
         """A new student's world, for one submission."""
         with self.parent.open() as channel:
-            yield Rounds(channel, self.n_visible)
+            yield Rounds(channel, self.n_visible, final)
 
     def _order(
         self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]

@@ -312,7 +312,8 @@ class Keeper:
         except EOFError:
             self.lost = True
             self._kill_process()
-            raise _Ended("crash") from None
+            how = "killed" if _how(self.status) == "killed" else "crash"
+            raise _Ended(how) from None
         if "ended" in answer:
             raise _Ended(how or _how(answer["ended"]))
         return answer
@@ -344,7 +345,8 @@ def _how(status: object) -> str:
     """Say in a word how a process ended that should have gone on."""
     if not isinstance(status, int) or not os.WIFSIGNALED(status):
         return "exit"
-    return "timeout" if os.WTERMSIG(status) == signal.SIGXCPU else "crash"
+    ends = {signal.SIGXCPU: "timeout", signal.SIGKILL: "killed"}
+    return ends.get(os.WTERMSIG(status), "crash")
 
 
 def _kill(process: int) -> None:

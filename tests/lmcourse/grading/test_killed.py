@@ -1,0 +1,107 @@
+"""A process of a submission that is killed: who kills cannot be seen, so it runs again.
+
+A kill from outside costs nothing. One by the student's own code costs what it always
+did, as it happens again; the second time counts, whatever happened the first time.
+"""
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from lmcourse.grading import sandbox
+
+WAITS = "import time\ntime.sleep(2)\n"
+RIGHT = "def average(x):\n    {}return x.sum(-1) / x.shape[-1]\n"
+SLOW_CELL = WAITS + RIGHT.format("")
+SLOW_TEST = RIGHT.format("import time; time.sleep(0.5); ")
+KILL = "import os\n    os.kill({}, 9)\n    "
+SELF_KILLS = {
+    "a test": KILL.format("os.getpid()"),
+    "the main line": KILL.format("os.getppid()"),
+    "all": KILL.format("-1"),
+}
+SECONDS = 60  # to wait for a process of the submission
+
+
+@pytest.fixture
+def worlds(worker, monkeypatch) -> list[int]:
+    """Counts the worlds that are opened for submissions."""
+    opened, once = [], sandbox.WarmParent.open
+
+    def count(self: sandbox.WarmParent) -> object:
+        opened.append(1)
+        return once(self)
+
+    monkeypatch.setattr(sandbox.WarmParent, "open", count)
+    return opened
+
+
+def chain(worker) -> list[psutil.Process]:
+    """From the warm parent down: what was forked from it, one from the other."""
+    found = [psutil.Process(worker.parent.process.pid)]
+    while below := found[-1].children():
+        found.append(below[-1])
+    return [p for p in found if p.name() != "bwrap"]
+
+
+def kill_from_outside(worker, which: int, times: int) -> int:
+    """Kill so many times one of warm parent, its fork, keeper, main line and test."""
+    victims = set()
+    deadline = time.monotonic() + SECONDS
+    while len(victims) < times and time.monotonic() < deadline:
+        time.sleep(0.02)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = chain(worker)
+            if len(found) > which and found[which].pid not in victims:
+                found[which].kill()
+                victims.add(found[which].pid)
+    return len(victims)
+
+
+@pytest.mark.parametrize(
+    ("which", "answer"),
+    [(0, SLOW_CELL), (2, SLOW_CELL), (3, SLOW_CELL), (3, SLOW_TEST), (4, SLOW_TEST)],
+    ids=["warm parent", "keeper", "main line", "main line in a test", "test"],
+)
+def test_a_kill_from_outside_costs_nothing(worker, handed_in, worlds, which, answer):
+    content = handed_in(average=answer)
+    expected = worker.grade(content)
+    assert expected["score"] == 7
+    assert len(worlds) == 1
+    with ThreadPoolExecutor() as meanwhile:
+        killing = meanwhile.submit(kill_from_outside, worker, which, times=1)
+        result = worker.grade(content)
+    assert killing.result() == 1
+    assert len(worlds) >= 3
+    assert result == expected
+
+
+def test_a_second_kill_counts(worker, handed_in):
+    with ThreadPoolExecutor() as meanwhile:
+        killing = meanwhile.submit(kill_from_outside, worker, which=3, times=2)
+        result = worker.grade(handed_in(average=SLOW_CELL))
+    assert killing.result() == 2
+    assert result["questions"]["average"]["score"] == 0
+    assert result["questions"]["causal_mask"]["score"] == 3
+    assert result["cells"]["average"]["end"] == "crash"
+
+
+@pytest.mark.parametrize("victim", SELF_KILLS)
+def test_who_kills_oneself_gains_nothing(worker, handed_in, worlds, victim):
+    result = worker.grade(handed_in(average=RIGHT.format(SELF_KILLS[victim])))
+    assert result["questions"]["average"]["score"] == 0
+    assert result["questions"]["causal_mask"]["score"] == 3
+    assert result["tests"]["average_checks"]["end"] == "crash"
+    assert len(worlds) > 1
+
+
+def test_who_crashes_otherwise_is_run_once(worker, handed_in, worlds):
+    """Nobody outside sends these signals, so there is nothing to find out."""
+    segfault = "import ctypes\n    ctypes.string_at(0)\n    "
+    result = worker.grade(handed_in(average=RIGHT.format(segfault)))
+    assert result["tests"]["average_checks"]["end"] == "crash"
+    assert result["score"] == 3
+    assert len(worlds) == 1
