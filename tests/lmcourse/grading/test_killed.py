@@ -12,7 +12,11 @@ import psutil
 import pytest
 
 from lmcourse.grading import sandbox
+from lmcourse.grading.unit import Unit
 
+pytestmark = pytest.mark.slow
+
+UNIT = "07_tiny"
 WAITS = "import time\ntime.sleep(2)\n"
 RIGHT = "def average(x):\n    {}return x.sum(-1) / x.shape[-1]\n"
 SLOW_CELL = WAITS + RIGHT.format("")
@@ -24,6 +28,17 @@ SELF_KILLS = {
     "all": KILL.format("-1"),
 }
 SECONDS = 60  # to wait for a process of the submission
+
+
+@pytest.fixture(scope="module")
+def worker(project, sandboxed):
+    """A student's world and a judge of our own, which are gone after these tests."""
+    with contextlib.ExitStack() as until_the_end:
+        with contextlib.chdir(project):
+            unit = Unit(UNIT)
+            unit.make_tree()
+            running = until_the_end.enter_context(unit.worker(sandboxed=True))
+        yield running
 
 
 @pytest.fixture
@@ -48,17 +63,18 @@ def chain(worker) -> list[psutil.Process]:
 
 
 def kill_from_outside(worker, which: int, times: int) -> int:
-    """Kill so many times one of warm parent, its fork, keeper, main line and test."""
-    victims = set()
+    """Kill one of warm parent, its fork, keeper, main line and test, once per world."""
+    worlds = set()
     deadline = time.monotonic() + SECONDS
-    while len(victims) < times and time.monotonic() < deadline:
+    while len(worlds) < times and time.monotonic() < deadline:
         time.sleep(0.02)
         with contextlib.suppress(psutil.NoSuchProcess):
             found = chain(worker)
-            if len(found) > which and found[which].pid not in victims:
+            world = found[min(which, 2)].pid if len(found) > which else None
+            if world not in {None, *worlds}:
                 found[which].kill()
-                victims.add(found[which].pid)
-    return len(victims)
+                worlds.add(world)
+    return len(worlds)
 
 
 @pytest.mark.parametrize(
