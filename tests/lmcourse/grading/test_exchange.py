@@ -1,21 +1,28 @@
-"""nbgrader's exchange: three users of one machine, and what students may put into it.
+"""nbgrader's exchange: the users of one machine, and what students may put into it.
 
 The users are real: other numbers, other homes, folders of their own. They and their
 machine's exchange exist in a mount namespace only, which goes with the test. What they
-type is what `book/teachers.md` says.
+type is what `book/teachers.md` says, and so is the configuration of the JupyterHub that
+they use in a second test, by HTTP as their browsers would.
 """
 
+import importlib.util
 import json
 import os
 import pwd
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.exchange import ExchangeFactory
 
@@ -36,6 +43,12 @@ TEACHERS = REPOSITORY / "book" / "teachers.md"
 USERS = {"teacher": 60101, "ada": 60102, "bob": 60103, "carl": 60104}
 PLACE = f"/usr/local/share/nbgrader/exchange/{COURSE}"
 NEEDED = ("unshare", "nsenter", "setpriv", "mount", "install")
+PASSWORD = "a password"
+SHADOW = (  # the same, as the system keeps it
+    "$6$bythebook$JRat8qbQllKvnFMW/Gip0hZrFWQLMnRocnRVpUXXED/dqT5"
+    "c3IFRV7JlADao.s4i229/W2.6VlFaYUHau0NhD/"
+)
+SECONDS = 120  # for the hub, or somebody's server, to start
 
 
 class Machine:
@@ -71,9 +84,10 @@ class Machine:
         for name, number in USERS.items():
             passwd += f"{name}:x:{number}:{number}::/home/{name}:/bin/sh\n"
             yield f"install -d -m 700 -o {number} -g {number} /home/{name}"
-        users = self.folder / "passwd"
-        users.write_text(passwd, encoding="utf-8")
-        yield f"mount --bind {users} /etc/passwd"
+        shadow = "".join(f"{name}:{SHADOW}:20000::::::\n" for name in USERS)
+        for name, text in (("passwd", passwd), ("shadow", shadow)):
+            (self.folder / name).write_text(text, encoding="utf-8")
+            yield f"mount --bind {self.folder / name} /etc/{name}"
 
     def _way_to_python(self) -> Iterator[str]:
         """Let everybody reach Python and the project, also inside a private home."""
@@ -88,10 +102,8 @@ class Machine:
             yield f"[ -d {target}/. ] && mount -t tmpfs -o mode=755 none {closed[0]}"
             yield f"mkdir -p {target} && mount --bind {kept} {target}"
 
-    def run(
-        self, user: str, command: str, where: str = ""
-    ) -> subprocess.CompletedProcess:
-        """Type a command, as a user in a folder below their home, or as root."""
+    def _typed(self, user: str, command: str, where: str) -> dict[str, Any]:
+        """What a command is to `subprocess`, typed by a user below their home."""
         inside = ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt"]
         if user != "root":
             number = USERS[user]
@@ -102,19 +114,32 @@ class Machine:
         environment = {
             "HOME": home,
             "PATH": os.pathsep.join([folder, os.environ["PATH"]]),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join(
+                [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "OMP_NUM_THREADS": "1",
             "LANG": "C.UTF-8",
         }
         text = f"cd {home}/{where} && {command}"
+        return {"args": [*inside, "sh", "-c", text], "env": environment}
+
+    def run(
+        self, user: str, command: str, where: str = ""
+    ) -> subprocess.CompletedProcess:
+        """Type a command, as a user in a folder below their home, or as root."""
         return subprocess.run(
-            [*inside, "sh", "-c", text],
-            env=environment,
+            **self._typed(user, command, where),
             capture_output=True,
             text=True,
             check=False,
             timeout=300,
         )
+
+    def start(self, user: str, command: str, log: Path) -> subprocess.Popen:
+        """Type a command that goes on; what it says goes to a file."""
+        with log.open("w") as file:
+            typed = self._typed(user, f"exec {command}", "")
+            return subprocess.Popen(**typed, stdout=file, stderr=file)
 
     def must(self, user: str, command: str, where: str = "") -> str:
         """Type a command that works; gives all that it says."""
@@ -263,15 +288,21 @@ def test_what_the_exchange_needs_stands_beside_the_feedback(sandboxed, hand_in):
     assert not (gradebook.feedback_path(UNIT, "bob").parent / "timestamp.txt").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_release_hand_in_grade_and_give_back_between_users(machine, project):
+@pytest.fixture
+def course_of_theirs(machine, project) -> None:
+    """The teacher has the project in a folder of their home."""
     machine.must("root", f"cp -r {project} /home/teacher/course")
     machine.must("root", "chown -R teacher:60101 /home/teacher/course")
     probe = "from lmcourse.grading import sandbox; print(sandbox.why_unavailable())"
     reason = machine.must("teacher", f"{sys.executable} -c '{probe}'").strip()
     if reason != "None":
         pytest.skip(f"an ordinary user cannot lock code in here: {reason}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("course_of_theirs")
+def test_release_hand_in_grade_and_give_back_between_users(machine, project):
     _release(machine)
     notebooks = _fetch(machine, project)
     _hand_in(machine, notebooks)
@@ -281,12 +312,16 @@ def test_release_hand_in_grade_and_give_back_between_users(machine, project):
     _hand_in_again(machine, notebooks)
 
 
-def _release(machine: Machine) -> None:
+def _prepare(machine: Machine) -> None:
     machine.as_told(
         "root", "sudo install -d -m 1777 /usr/local/share/nbgrader/exchange"
     )
     machine.as_told("teacher", "chmod 700 .", "course")
     machine.as_told("teacher", ".venv/bin/lmcourse release 08_attention", "course")
+
+
+def _release(machine: Machine) -> None:
+    _prepare(machine)
     said = machine.as_told(
         "teacher", ".venv/bin/nbgrader release_assignment 08_attention", "course"
     )
@@ -301,6 +336,11 @@ def _fetch(machine: Machine, project: Path) -> dict[str, bytes]:
         )
         text = machine.must(student, f"cat {UNIT}/{UNIT}.ipynb")
         assert "return x.sum(-1)" not in text  # the solution stays with the teacher
+    return _made_up(project)
+
+
+def _made_up(project: Path) -> dict[str, bytes]:
+    """What three students will hand in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         made = sample_class.submissions(UNIT)
@@ -419,3 +459,144 @@ def _hand_in_again(machine: Machine, notebooks: dict[str, bytes]) -> None:
         pages = _fetch_feedback(machine, student)
         assert len(pages) == 2
         assert "7 of 9 points" in pages[-1]
+
+
+class Hub:
+    """A JupyterHub on the machine, configured as the page for teachers says."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        page = TEACHERS.read_text(encoding="utf-8")
+        (config,) = re.findall(r"```python\n([^`]*JupyterHub\.bind_url[^`]*)```", page)
+        port, proxy, own = _free_ports(3)
+        assert config.count("8000") == 1
+        # Nothing but the numbers of ports is another than in the page.
+        config = config.replace("8000", str(port)) + (
+            f'c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{proxy}"\n'
+            f'c.JupyterHub.hub_bind_url = "http://127.0.0.1:{own}"\n'
+        )
+        (folder / "jupyterhub_config.py").write_text(config, encoding="utf-8")
+        self.address, self.log = f"http://127.0.0.1:{port}", folder / "hub.log"
+        start = f"env --chdir={folder} {sys.executable} -m jupyterhub"
+        self.process = machine.start("root", start, self.log)
+        _until(lambda: requests.get(f"{self.address}/hub/login", timeout=10).ok, self)
+
+    def stop(self) -> None:
+        """End it, and with it all users' servers."""
+        self.process.terminate()
+        self.process.wait(60)
+
+
+class Browser:
+    """Somebody who has logged in and whose server runs."""
+
+    def __init__(self, hub: Hub, user: str) -> None:
+        self.hub, self.session = hub, requests.Session()
+        self.server = f"{hub.address}/user/{user}"
+        login = f"{hub.address}/hub/login"
+        self.session.get(login, timeout=60)
+        form = {"username": user, "password": PASSWORD, "_xsrf": self.token("/hub/")}
+        assert self.session.post(login, data=form, timeout=60).ok
+        self.session.get(f"{hub.address}/hub/spawn", timeout=60)
+        _until(lambda: self.reaches(f"{self.server}/courses"), hub)
+
+    def token(self, path: str) -> str | None:
+        return self.session.cookies.get("_xsrf", path=path)
+
+    def reaches(self, address: str) -> bool:
+        answer = self.session.get(address, timeout=60)
+        return answer.ok and answer.url == address
+
+    def post(self, path: str, **data: str) -> Any:
+        """Press a button of nbgrader's; gives its answer."""
+        own = self.server.removeprefix(self.hub.address) + "/"
+        answer = self.session.post(
+            f"{self.server}/{path}",
+            data=data,
+            headers={"X-XSRFToken": self.token(own)},
+            timeout=SECONDS,
+        )
+        assert answer.ok, f"{path}: {answer.text}\n{self.hub.log.read_text()[-3000:]}"
+        found = answer.json()
+        assert found["success"], f"{path}: {found}"
+        return found
+
+    def get(self, path: str) -> Any:
+        answer = self.session.get(f"{self.server}/{path}", timeout=60)
+        assert answer.ok, answer.text
+        return answer.json()
+
+
+def _until(done: Callable[[], bool], hub: Hub) -> None:
+    """Wait for something that takes a hub a while."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and hub.process.poll() is None:
+        try:
+            if done():
+                return
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(hub.log.read_text(encoding="utf-8")[-3000:])
+
+
+def _free_ports(n: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(n)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def hub(machine, course_of_theirs, tmp_path) -> Iterator[Hub]:
+    """A hub, and the server of the teacher's own environment."""
+    if importlib.util.find_spec("jupyterhub") is None:
+        pytest.skip("jupyterhub is not installed: no hub was tried")
+    folder = Path(sys.executable).parent
+    places = os.pathsep.join([str(folder), os.environ["PATH"]])
+    for program in ("configurable-http-proxy", "jupyterhub-singleuser"):
+        if shutil.which(program, path=places) is None:
+            pytest.skip(f"{program} is not installed: no hub was tried")
+    theirs = "/home/teacher/course/.venv/bin"
+    machine.must("teacher", f"mkdir -p {theirs}")
+    server = shutil.which("jupyterhub-singleuser", path=places)
+    machine.must("teacher", f"ln -s {server} {theirs}/jupyterhub-singleuser")
+    (tmp_path / "hub").mkdir()
+    running = Hub(machine, tmp_path / "hub")
+    yield running
+    running.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_same_through_a_jupyterhub(machine, hub, project):
+    _prepare(machine)
+    teacher, ada, bob = (Browser(hub, name) for name in ("teacher", "ada", "bob"))
+    own = {"assignment_id": UNIT, "course_id": COURSE}
+    unit = f"formgrader/api/assignment/{UNIT}"
+    teacher.post(f"{unit}/release")
+    notebooks = _made_up(project)
+    for name, browser in (("ada", ada), ("bob", bob)):
+        (listed,) = browser.post("assignments/fetch", **own)["value"]
+        assert (listed["assignment_id"], listed["status"]) == (UNIT, "fetched")
+        _write(machine, name, notebooks[name])
+        found = browser.post("assignments/submit", **own)["value"]
+        assert "submitted" in {entry["status"] for entry in found}
+    assert not bob.reaches(f"{ada.server}/courses")
+    teacher.post(f"{unit}/collect")
+    for name in ("ada", "bob"):
+        teacher.post(f"formgrader/api/submission/{UNIT}/{name}/autograde")
+    scores = {
+        entry["student"]: entry["score"]
+        for entry in teacher.get(f"formgrader/api/submissions/{UNIT}")
+    }
+    assert scores == {"ada": 7, "bob": 3}
+    teacher.post(f"{unit}/generate_feedback")
+    teacher.post(f"{unit}/release_feedback")
+    for name, browser, points in (("ada", ada, "7 of 9"), ("bob", bob, "3 of 9")):
+        browser.post("assignments/fetch_feedback", **own)
+        found = machine.must(name, f"find {UNIT}/feedback -name '*.html'").split("\n")
+        (page,) = filter(None, found)
+        assert f"{points} points" in machine.must(name, f"cat '{page}'")
