@@ -1,10 +1,17 @@
-"""A class graded on a Dask cluster: a scheduler and two workers, real processes."""
+"""A class graded on a Dask cluster: a scheduler and two workers, real processes.
+
+SLURM is not here. What dask-jobqueue would hand to it runs on this machine instead,
+from the very lines of the page for teachers.
+"""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -179,3 +186,61 @@ def test_no_scheduler_is_one_sentence(hand_in, monkeypatch):
             engine.grade_folder(UNIT, scheduler=address)
     with pytest.raises(CourseError, match="leave out --unsafe"):
         engine.grade_folder(UNIT, unsafe=True, scheduler=address)
+
+
+SBATCH = """#!/bin/sh
+cp "$1" "$0.script"
+sh "$1" > "$0.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """Commands of SLURM's names that run a job right here; gives the one to submit."""
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("dask-jobqueue is not installed: nothing was tried about SLURM")
+    submit = tmp_path / "sbatch"
+    submit.write_text(SBATCH)
+    (tmp_path / "scancel").write_text('#!/bin/sh\nkill "$@"\n')
+    for command in tmp_path.iterdir():
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    known = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(known))
+    return submit
+
+
+@pytest.mark.slow
+def test_slurm_as_the_page_for_teachers_says(slurm, sandboxed, hand_in, handed_in):
+    page = (REPOSITORY / "book" / "teachers.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n([^`]*SLURMCluster[^`]*)```", page)
+    text = "\n".join(line.removeprefix("  ") for line in lines.splitlines())
+    for large, small in (("cores=16", "cores=1"), ("jobs=8", "jobs=1")):
+        assert text.count(large) == 1
+        text = text.replace(large, small)  # what this machine can do
+    hand_in("ada")
+    hand_in("bob", handed_in(average=ANSWERS[1]))
+    login = subprocess.Popen(
+        [sys.executable, "-c", text],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = login.stdout.readline().strip()
+        assert address.startswith("tcp://")
+        assert engine.grade_folder(UNIT, scheduler=address).graded == 2
+        login.communicate("\n", timeout=SECONDS)
+        assert login.returncode == 0
+    finally:
+        login.send_signal(signal.SIGKILL)
+        login.wait()
+    assert load_result(UNIT, "ada")["result"]["score"] == 7
+    assert load_result(UNIT, "bob")["result"]["score"] == 3
+    script = slurm.with_name("sbatch.script").read_text()
+    wanted = ("-p normal", "-n 1", "--cpus-per-task=1", "--mem=30G", "-t 01:00:00")
+    for option in wanted:
+        assert f"#SBATCH {option}\n" in script
+    assert f"dask_worker {address}" in script
+    assert "--local-directory /tmp" in script
