@@ -68,6 +68,15 @@ class Unit:
                 f"the release of {name} is older than its sources; "
                 f"run: lmcourse release {name}"
             )
+        if on_gpu := [
+            question
+            for question, facts in made.questions.items()
+            if facts["limits"]["device"] != "cpu"
+        ]:
+            raise CourseError(
+                f"{', '.join(on_gpu)} of {name} asks for a GPU (device: cuda), and the "
+                "sandbox has none; state device: cpu, or grade that part by hand"
+            )
         self.manifest: dict[str, Any] = asdict(made)
         self.tests = cells.bare_tests(self.manifest)
         self.n_visible = cells.n_visible(self.manifest)

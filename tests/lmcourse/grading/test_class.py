@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcourse import CourseError, paths
+from lmcourse import CourseError, homework, paths
 from lmcourse.grading import engine, gradebook, report, sandbox, seeds
 from lmcourse.grading.unit import load_result
 
@@ -166,6 +166,15 @@ def test_bad_use_names_what_to_do(here, tmp_path):
             engine.grade_folder(UNIT)
     finally:
         solutions.write_text(text, encoding="utf-8")
+
+
+def test_an_exercise_for_a_gpu_is_not_graded_on_something_else(hand_in, monkeypatch):
+    hand_in("ada")
+    made = homework.load_manifest(UNIT)
+    made.questions["average"]["limits"]["device"] = "cuda"
+    monkeypatch.setattr(homework, "load_manifest", lambda unit: made)
+    with pytest.raises(CourseError, match=f"average of {UNIT} asks for a GPU"):
+        engine.grade_folder(UNIT)
 
 
 def test_folders_that_are_no_students_are_left_out(hand_in, tmp_path):
