@@ -6,6 +6,7 @@ type is what `book/teachers.md` says, and so is the configuration of the Jupyter
 they use in a second test, by HTTP as their browsers would.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from nbgrader.coursedir import CourseDirectory
@@ -48,7 +50,7 @@ SHADOW = (  # the same, as the system keeps it
     "$6$bythebook$JRat8qbQllKvnFMW/Gip0hZrFWQLMnRocnRVpUXXED/dqT5"
     "c3IFRV7JlADao.s4i229/W2.6VlFaYUHau0NhD/"
 )
-SECONDS = 120  # for the hub, or somebody's server, to start
+SECONDS = 240  # for the hub, or somebody's server, to start
 
 
 class Machine:
@@ -478,12 +480,21 @@ class Hub:
         self.address, self.log = f"http://127.0.0.1:{port}", folder / "hub.log"
         start = f"env --chdir={folder} {sys.executable} -m jupyterhub"
         self.process = machine.start("root", start, self.log)
+
+    def wait(self) -> None:
+        """Wait until people can log in."""
         _until(lambda: requests.get(f"{self.address}/hub/login", timeout=10).ok, self)
 
     def stop(self) -> None:
         """End it, and with it all users' servers."""
+        servers = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
-        self.process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        for process in (self.process, *servers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
 
 
 class Browser:
@@ -513,7 +524,7 @@ class Browser:
             f"{self.server}/{path}",
             data=data,
             headers={"X-XSRFToken": self.token(own)},
-            timeout=SECONDS,
+            timeout=600,
         )
         assert answer.ok, f"{path}: {answer.text}\n{self.hub.log.read_text()[-3000:]}"
         found = answer.json()
@@ -565,8 +576,11 @@ def hub(machine, course_of_theirs, tmp_path) -> Iterator[Hub]:
     machine.must("teacher", f"ln -s {server} {theirs}/jupyterhub-singleuser")
     (tmp_path / "hub").mkdir()
     running = Hub(machine, tmp_path / "hub")
-    yield running
-    running.stop()
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.mark.slow
