@@ -20,6 +20,7 @@ from lmcourse.homework.text import BEGIN_SOLUTION, END_SOLUTION
 from lmcourse.mistakes import Known
 
 from . import gradebook, intake
+from .inside import world
 from .messages import in_words
 from .unit import result_path
 
@@ -134,6 +135,8 @@ class _Class:
             for cell in made.cells
             if cell["kind"] == "solution"
         }
+        given = [cell["source"] for cell in made.cells if cell["kind"] == "given"]
+        self.imported = set(_imports(world.parse_cell("\n".join(given))))
         self.text_of: dict[str, str] = {}  # all code of a question, checks included
         for cell in made.cells:
             if cell["kind"] in ("solution", "test"):
@@ -211,7 +214,7 @@ class _Class:
         """Write a known answer as a student would: under the exercise's own name."""
         path = paths.root() / "tests" / "mistakes" / f"{self.unit}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        needed = _needed(tree, known.name)
+        needed = _needed(tree, known.name, self.imported)
         definition = needed.pop()
         target_module, _, definition.name = known.target.rpartition(".")
         definition.decorator_list = []
@@ -259,9 +262,26 @@ def _names(tree: ast.AST) -> set[str]:
     }
 
 
-def _needed(tree: ast.Module, name: str) -> list[ast.stmt]:
-    """A definition of a file, after the helpers and constants that it needs."""
-    defined: dict[str, ast.stmt] = {}
+def _imports(tree: ast.Module) -> dict[str, ast.stmt]:
+    """The names that a file imports, each with its line."""
+    return {
+        (alias.asname or alias.name).partition(".")[0]: node
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def _needed(tree: ast.Module, name: str, known: set[str]) -> list[ast.stmt]:
+    """A definition of a file, after what it needs: imports, helpers, constants.
+
+    Args:
+        tree: the file
+        name: what is defined
+        known: names that need no import
+    """
+    imports = _imports(tree)
+    defined = {used: imports[used] for used in imports.keys() - known}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined[node.name] = node

@@ -132,3 +132,9 @@ def test_a_sample_class_is_written_graded_and_reported(project):
     report = (folder / "index.html").read_text("utf8")
     assert "takes the rarest" in report
     assert "all-right" in report
+    results = project / "build/course/results" / UNIT
+    right, different = (
+        json.loads((results / f"{name}.json").read_text("utf8"))["result"]["score"]
+        for name in ("all-right", "written-differently")
+    )
+    assert different == right > 0
