@@ -11,6 +11,7 @@ from . import (
     data,
     finetune,
     model,
+    ngram,
     presets,
     processes,
     sample,
@@ -93,11 +94,16 @@ def _train(
     whole = model.GPT(shape).to(team.device).eval()
     whole.load_state_dict(state["model"])
     presets.save_model(whole, folder)
-    _report(whole, words, folder, trainer)
+    counted = presets.count(recipe, folder, words.vocab_size)
+    _report(whole, words, folder, trainer, counted)
 
 
 def _report(
-    built: model.GPT, words: tokenizer.Tokenizer, folder: Path, trainer: train.Trainer
+    built: model.GPT,
+    words: tokenizer.Tokenizer,
+    folder: Path,
+    trainer: train.Trainer,
+    counted: ngram.NGramModel | None,
 ) -> None:
     held_out = (folder / "held_out.txt").read_text(encoding="utf-8")
     bits = presets.measure(built, words, held_out, built.config.max_len)
@@ -108,6 +114,13 @@ def _report(
         f"{trainer.n_tokens:,} tokens in {trainer.seconds:.0f} s ({speed:,.0f} a "
         f"second)\nheld out: {bits:.3f} bits per character"
     )
+    if counted is not None:
+        n_context = built.config.max_len
+        bits = presets.measure(built, words, held_out, n_context, counted)
+        typer.echo(
+            f"together with counted {counted.order}-grams of tokens: {bits:.3f} bits "
+            "per character"
+        )
 
 
 @app.command("sample")

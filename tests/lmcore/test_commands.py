@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from lmcore import __main__ as commands
-from lmcore import finetune, model, presets, tokenizer, train
+from lmcore import finetune, model, ngram, presets, tokenizer, train
 
 WORDS = "the king has seen the queen and the fool has seen the king\n"
 
@@ -167,3 +167,40 @@ def test_bits_of_a_model_that_knows_nothing():
     torch.nn.init.zeros_(table.weight)
     found = presets.measure(table, words, "abcda", 3)
     assert found == pytest.approx(np.log2(words.vocab_size))
+
+
+def test_two_models_are_asked_together():
+    """The mean of both probabilities, where counts see all tokens before."""
+    words = tokenizer.CharTokenizer("ab\n", special_tokens=())
+    table = torch.nn.Embedding(words.vocab_size, words.vocab_size)
+    torch.nn.init.zeros_(table.weight)
+    counted = ngram.NGramModel(2, discount=0.5).fit([words.encode("ab\nabb\n")])
+    text, before = "abb", words.encode("\n")
+    chances = []
+    for token in words.encode(text):
+        chances.append((counted.prob(token, before) + 1 / words.vocab_size) / 2)
+        before = [*before, token]
+    expected = -np.log2(chances).sum() / len(text)
+    found = presets.measure(table, words, text, 2, counted)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found < presets.measure(table, words, text, 2)
+    with pytest.raises(ValueError, match="1 and 2 log-prob"):
+        presets.ask_both([0.0], [0.0, 0.0])
+
+
+def test_counts_know_every_token(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.array([0, 1, 0, 1], dtype=np.uint16))
+    recipe = dataclasses.replace(presets.PRESETS["tiny"], counted=2)
+    counted = presets.count(recipe, tmp_path, vocab_size=3)
+    assert 0 < counted.prob(2, [0]) < counted.prob(1, [0])
+
+
+def test_training_counts_if_the_recipe_says_so(trained, monkeypatch):
+    folder, ended = trained
+    assert "together" not in ended.output
+    recipe = dataclasses.replace(presets.PRESETS["tiny"], counted=3)
+    monkeypatch.setitem(presets.PRESETS, "tiny", recipe)
+    output = run("train", "--preset", "tiny", "--folder", folder).output
+    alone, both = re.findall(r"([\d.]+) bits per\s+character", output)
+    assert "together with counted 3-grams of tokens" in output
+    assert float(both) < float(alone)
