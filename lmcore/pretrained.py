@@ -141,6 +141,7 @@ def _write_gpt2(config: model.ModelConfig) -> dict:
         "n_inner": config.hidden_width,
         "activation_function": _their_activation(config),
         "layer_norm_epsilon": config.norm_eps,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
     }
 
 
@@ -212,6 +213,7 @@ def _write_llama(config: model.ModelConfig) -> dict:
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"},
         "rope_theta": config.rope_base,  # for older readers
+        "attention_dropout": config.dropout,
     }
     if config.n_experts:
         written["num_local_experts"] = config.n_experts
@@ -286,6 +288,8 @@ def _write_bert(config: model.ModelConfig) -> dict:
         "hidden_act": _their_activation(config),
         "layer_norm_eps": config.norm_eps,
         "type_vocab_size": 2,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
     }
 
 
@@ -364,6 +368,7 @@ def _write_t5(config: model.ModelConfig) -> dict:
         "d_ff": config.hidden_width,
         "feed_forward_proj": "gated-gelu" if is_gated else _their_activation(config),
         "layer_norm_epsilon": config.norm_eps,
+        "dropout_rate": config.dropout,
         "scale_decoder_outputs": config.tied,
         "relative_attention_num_buckets": config.n_buckets,
         "relative_attention_max_distance": config.max_distance,
