@@ -1,9 +1,9 @@
 """A GPT that learns and writes, against `transformers` with the same weights.
 
 Run ``python -m benchmarks.model``. Training: tokens per second of forward, backward and
-AdamW, for 0.8 and 10 million parameters; and the share of the machine's own peak, which
-is measured with the product of two large matrices. Writing: tokens per second after a
-short prompt, greedily, with the cache; and what it would be without.
+AdamW without dropout, for 0.8 and 10 million parameters; and the share of the machine's
+own peak, which is measured with the product of two large matrices. Writing: tokens per
+second after a short prompt, greedily, with the cache; and what it would be without.
 """
 
 import tempfile
