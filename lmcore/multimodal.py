@@ -10,7 +10,8 @@ that write pictures token by token.
 
 Papers: Dosovitskiy et al., 2021 (ViT); Radford et al., 2021 (CLIP); Alayrac et al.,
 2022 (cross-attention to pictures); Ho, Jain and Abbeel, 2020, and Nichol and Dhariwal,
-2021 (diffusion and its schedules); Ho and Salimans, 2022 (guidance).
+2021 (diffusion and its schedules); Ho and Salimans, 2022 (guidance); Salimans and Ho,
+2022 (velocity).
 
 N is the number of patches of a picture, P the width and height of a patch in pixels.
 """
@@ -512,11 +513,47 @@ def denoising_loss(
     >>> round(denoising_loss(nothing, torch.ones(2, 3, 32, 32), ids, kept, dice).item())
     1
     """
+    noised, noise, steps = _draw_noised(images, kept, generator)
+    return F.mse_loss(model(noised, steps, ids), noise)
+
+
+def _draw_noised(
+    images: Tensor, kept: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise pictures, each by a step of its own; give them, the noise and the steps."""
     options = {"generator": generator, "device": generator.device}
     steps = torch.randint(len(kept), (len(images),), **options).to(images.device)
     noise = torch.randn(images.shape, **options).to(images)
-    noised = add_noise(images, noise, kept.to(images)[steps])
-    return F.mse_loss(model(noised, steps, ids), noise)
+    return add_noise(images, noise, kept.to(images)[steps]), noise, steps
+
+
+def drop_captions(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Take some pictures their text away, so that a model also learns to draw without.
+
+    Only a model that knows what it would draw without a text can be told to follow the
+    text more (guidance). Ho and Salimans, 2022, alg. 1.
+
+    Args:
+        ids: (B, T), 0 = padding
+        share: how many of the texts become empty, on average; between 0 and 1
+        generator: chooses them, on its own device
+
+    Returns:
+        (B, T), a copy in which the chosen rows are all padding.
+
+    Raises:
+        ValueError: if the share is not between 0 and 1.
+
+    >>> ids, dice = torch.tensor([[1, 3], [1, 4]]), torch.Generator().manual_seed(1)
+    >>> drop_captions(ids, 0.5, dice)
+    tensor([[1, 3],
+            [0, 0]])
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share} must lie between 0 and 1")
+    drawn = torch.rand(len(ids), generator=generator, device=generator.device)
+    empty = (drawn < share).to(ids.device)
+    return ids.masked_fill(empty[:, None], 0)
 
 
 class TinyDiffusion(nn.Module):
@@ -527,6 +564,12 @@ class TinyDiffusion(nn.Module):
     of a whole patch must pass through a token, so that C should be well above
     channels · P². Ho et al., 2020, with the transformer of Peebles and Xie, 2023, in a
     small form.
+
+    In a picture that is nearly all noise, the noise is what one sees, and a small error
+    in it is a large one in the picture. So the transformer finds neither of them but
+    the velocity, ``√kept · noise - √(1 - kept) · image``, from which and from what it
+    was shown both follow, with no error larger than its own. Salimans and Ho, 2022,
+    appendix D.
 
     Args:
         config: how the layers are built
@@ -578,7 +621,7 @@ class TinyDiffusion(nn.Module):
         self.position = nn.Embedding(max_len, d_model, device="meta")
         self.time = transformer.FeedForward(d_model, d_model, device="meta")
         self.decoder = transformer.Decoder(config, n_layers, device="meta")
-        self.project_noise = nn.Linear(d_model, d_patch, device="meta")
+        self.project_velocity = nn.Linear(d_model, d_patch, device="meta")
         self.to_empty(device=generator.device)
         transformer.draw_parameters(self, generator)
         beta, kept = noise_schedule(n_steps, device=generator.device)
@@ -599,22 +642,47 @@ class TinyDiffusion(nn.Module):
         Raises:
             ValueError: if the pictures have another size or a text is too long.
         """
+        velocity = self.velocity(noised, steps, ids)
+        kept = self.kept[steps].view(-1, 1, 1, 1)
+        return kept.sqrt() * velocity + (1 - kept).sqrt() * noised
+
+    def velocity(self, noised: Tensor, steps: Tensor, ids: Tensor) -> Tensor:
+        """Find ``√kept · noise - √(1 - kept) · image``.
+
+        Args:
+            noised: as in `forward`
+            steps: as in `forward`
+            ids: as in `forward`
+
+        Returns:
+            The velocity, in the shape of the pictures.
+
+        Raises:
+            ValueError: as in `forward`.
+        """
         if noised.shape[1:] != self.shape:
             raise ValueError(
                 f"images have shape {tuple(noised.shape)}, expected (B, *{self.shape})"
             )
-        words = self.embedding(ids) + _places(self.position, ids)  # (B, T, C)
-        x = self.project_patch(patchify(noised, self.patch_size)) + self.place.weight
+        # As in chapter 09: what is looked up would else be too faint to hear.
+        loud = math.sqrt(self.place.weight.shape[1])
+        words = loud * (self.embedding(ids) + _places(self.position, ids))  # (B, T, C)
+        x = self.project_patch(patchify(noised, self.patch_size))
+        x = x + loud * self.place.weight  # (B, N, C)
         waves = position.sinusoidal_positions(
             len(self.kept), x.shape[-1], device=x.device, dtype=x.dtype
         )
         x = x + self.time(waves[steps])[:, None]  # (B, N, C) + (B, 1, C)
         real = (ids != 0)[:, None, None, :]
         x = self.decoder(x, words, context_mask=real, causal=False)
-        return unpatchify(self.project_noise(x), self.patch_size, self.n_columns)
+        return unpatchify(self.project_velocity(x), self.patch_size, self.n_columns)
 
     def loss(self, images: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute `denoising_loss` with this model's own schedule.
+        """Compute `denoising_loss` as an error of the velocity, by the own schedule.
+
+        An error of the noise is √kept times as large as one of the velocity, and would
+        count next to nothing where a picture begins: in the steps that are nearly all
+        noise, in which only the text says what it shall be.
 
         Args:
             images: (B, channels, image_size, image_size), best between -1 and 1
@@ -624,7 +692,10 @@ class TinyDiffusion(nn.Module):
         Returns:
             A scalar.
         """
-        return denoising_loss(self, images, ids, self.kept, generator)
+        noised, noise, steps = _draw_noised(images, self.kept, generator)
+        kept = self.kept[steps].view(-1, 1, 1, 1)
+        target = kept.sqrt() * noise - (1 - kept).sqrt() * images
+        return F.mse_loss(self.velocity(noised, steps, ids), target)
 
     @torch.no_grad()
     def draw(
@@ -634,7 +705,8 @@ class TinyDiffusion(nn.Module):
 
         From pure noise, each step takes away what the model finds, and adds a little
         new noise, but for the last. Ho et al., 2020, alg. 2; guidance as in Ho and
-        Salimans, 2022, which needs a model that was also trained on empty texts.
+        Salimans, 2022, which needs a model that was also trained on empty texts
+        (`drop_captions`).
 
         Args:
             ids: (B, T)
