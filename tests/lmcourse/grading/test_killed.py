@@ -20,7 +20,7 @@ UNIT = "07_tiny"
 WAITS = "import time\ntime.sleep(2)\n"
 RIGHT = "def average(x):\n    {}return x.sum(-1) / x.shape[-1]\n"
 SLOW_CELL = WAITS + RIGHT.format("")
-SLOW_TEST = RIGHT.format("import time; time.sleep(0.5); ")
+SLOW_TEST = RIGHT.format("import time; time.sleep(1); ")
 KILL = "import os\n    os.kill({}, 9)\n    "
 SELF_KILLS = {
     "a test": KILL.format("os.getpid()"),
