@@ -49,11 +49,13 @@ def _find(
     if tree is None:
         return [], []
     full = {_full(name): name for name in names}
-    elsewhere = [node for text in [*given, *others] for node in _imports(_parse(text))]
+    texts = [*given, *others]
+    imports = _text([node for text in texts for node in _imports(_parse(text))])
+    anywhere = _used([tree], imports, full)
     bodies = [node for node in ast.walk(tree) if isinstance(node, BODIES)]
-    certain = _used([*_imports(tree), *bodies], elsewhere, full)
+    certain = _used([*_imports(tree), *bodies], imports, full) if anywhere else []
     flags = []
-    if beside := sorted(set(_used([tree], elsewhere, full)) - set(certain)):
+    if beside := sorted(set(anywhere) - set(certain)):
         flags.append(f"uses {', '.join(beside)} outside the function")
     called = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for text in others:
@@ -62,7 +64,7 @@ def _find(
             for node in getattr(_parse(text), "body", [])
             if getattr(node, "name", None) in called
         ]
-        if helpers and (found := _used(helpers, elsewhere, full)):
+        if helpers and (found := _used(helpers, imports, full)):
             flags.append(f"calls a helper that uses {', '.join(found)}")
     if ways := sorted(called & set(INDIRECT)):
         flags.append(f"may call functions by their names as text: {', '.join(ways)}")
@@ -73,16 +75,16 @@ def _full(name: str) -> str:
     return name if name.split(".")[0] in ("torch", "numpy") else f"lmcore.{name}"
 
 
-def _used(
-    nodes: list[ast.AST], elsewhere: list[ast.AST], full: dict[str, str]
-) -> list[str]:
+def _used(nodes: list[ast.AST], imports: str, full: dict[str, str]) -> list[str]:
     """The forbidden names that the nodes use, given the imports made elsewhere."""
-    imports = _text(elsewhere)
-    imported = forbidden.find(imports, list(full))
+    used = forbidden.find(f"{imports}\n{_text(nodes)}", list(full))
+    if not used:
+        return []
+    imported = forbidden.find(imports, used)
     words = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
     return [
         full[name]
-        for name in forbidden.find(f"{imports}\n{_text(nodes)}", list(full))
+        for name in used
         if name not in imported or name.rpartition(".")[2] in words
     ]
 

@@ -48,6 +48,7 @@ class Reference:
                 if done["error"] is not None:
                     raise RuntimeError(f"the solution of {cell['id']}: {done['error']}")
         self.known_values: dict[tuple[str, int], dict[Key, dict[str, Any]]] = {}
+        self.judged: dict[str, tuple[list[Run], dict[Key, str]]] = {}
         self.recogniser = Recogniser(self, known.mistakes)
 
     def record(
@@ -91,6 +92,9 @@ class Reference:
         What is said of a visible check comes from the first run, in which no hidden
         check had come before it.
         """
+        judged, found = self.judged.get(name, (None, {}))
+        if judged is runs:
+            return found
         known = self.statements[name]
         outcomes = [_outcomes(run, known) for run in runs]
         wrong: dict[Key, str] = {}
@@ -102,6 +106,7 @@ class Reference:
             ]
             if all(why):
                 wrong[key] = why[-1] if hidden else why[0]
+        self.judged[name] = runs, wrong
         return wrong
 
     def judge(self, name: str, seed: int, runs: list[Run]) -> dict[str, Any]:
@@ -252,6 +257,7 @@ def main() -> None:
     wire.send(control, {"modules": [m for m in sys.modules if m not in before]})
     gc.collect()
     gc.freeze()  # so that a child's garbage collection copies no page
+    gc.disable()  # a child ends before its garbage could matter
     while True:
         try:
             request = wire.receive(control)
