@@ -72,6 +72,7 @@ def kill_from_outside(worker, which: int, times: int) -> int:
             found = chain(worker)
             world = found[min(which, 2)].pid if len(found) > which else None
             if world not in {None, *worlds}:
+                time.sleep(0.5)  # what is given has run then; what is slow has not
                 found[which].kill()
                 worlds.add(world)
     return len(worlds)
