@@ -14,6 +14,14 @@ import torch
 torch.set_num_threads(1)
 
 
+BUILDS_THE_SITE = "tests/book/test_browser.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process build the site at once, while no other one waits for it."""
+    items.sort(key=lambda item: not item.nodeid.startswith(BUILDS_THE_SITE))
+
+
 class TorchRandom:
     """Lets hypothesis seed torch as well, so that a failing example can be repeated."""
 

@@ -808,6 +808,7 @@ def test_outside_a_project_one_is_told_so(tmp_path, monkeypatch):
 UNITS = sorted(path.stem for path in (PROJECT / "solutions").glob("*.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_what_is_committed_is_what_the_sources_give(unit, monkeypatch):
     monkeypatch.chdir(PROJECT)
