@@ -190,7 +190,7 @@ def test_no_scheduler_is_one_sentence(hand_in, monkeypatch):
 
 SBATCH = """#!/bin/sh
 cp "$1" "$0.script"
-sh "$1" > "$0.log" 2>&1 &
+sh "$0.script" > "$0.log" 2>&1 &
 echo "Submitted batch job $!"
 """
 
