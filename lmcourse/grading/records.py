@@ -7,6 +7,8 @@ something harmless; values stay as they are, to be read by `judge` of
 
 from typing import Any
 
+Run = dict[str, Any]  # how a test ended, and for each statement its values and error
+
 MAX_TEXT = 12_000
 ENDS = ("done", "timeout", "crash", "exit", "too much", "skipped", "lost")
 KILLED = "killed"  # by a signal that no process survives, whoever sent it: a crash

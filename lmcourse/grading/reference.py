@@ -25,8 +25,8 @@ from . import forbidden, messages
 from .cells import Statement, statements
 from .inside import wire, world
 from .recognise import Key, Recogniser, is_error
+from .records import Run
 
-Run = dict[str, Any]  # how a test ended, and for each statement its values and error
 MAX_SECONDS = 300  # of computing, to judge one submission
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from . import records
 from .inside import wire
 from .inside.student import SLACK
+from .records import Run
 
 PATIENCE = 30  # seconds on the clock beyond the limits of what runs
-
-Run = dict[str, Any]  # how a test ended, and for each statement its values and error
 
 
 class Killed(Exception):  # noqa: N818

@@ -20,7 +20,8 @@ from lmcourse import CourseError
 
 from . import intake, messages, sandbox
 from .inside import wire
-from .rounds import Killed, Rounds, Run
+from .records import Run
+from .rounds import Killed, Rounds
 from .seeds import seed_of
 
 ATTEMPTS = 2  # a world that breaks down or is killed is started anew once

@@ -18,6 +18,7 @@ from filelock import FileLock
 from lmcourse import paths
 from lmcourse.grading import gradebook, sandbox
 from lmcourse.grading.unit import Unit
+from lmcourse.grading.worker import Worker
 
 UNIT = "07_tiny"
 REPOSITORY = Path(__file__).parents[3]
@@ -208,13 +209,22 @@ def sandboxed() -> None:
 
 
 @pytest.fixture(scope="session")
-def worker(project, sandboxed):
-    """A student's world and a judge for the tiny unit."""
-    with contextlib.ExitStack() as until_the_end:
+def start_worker(project, sandboxed):
+    """Starts a student's world and a judge for the tiny unit, for a ``with``."""
+
+    def start() -> Worker:
         with contextlib.chdir(project):
             unit = Unit(UNIT)
             unit.make_tree()
-            running = until_the_end.enter_context(unit.worker(sandboxed=True))
+            return unit.worker(sandboxed=True)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def worker(start_worker):
+    """A student's world and a judge for the tiny unit."""
+    with start_worker() as running:
         yield running
 
 

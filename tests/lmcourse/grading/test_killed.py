@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from lmcourse.grading import sandbox
-from lmcourse.grading.unit import Unit
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +30,9 @@ SECONDS = 60  # to wait for a process of the submission
 
 
 @pytest.fixture(scope="module")
-def worker(project, sandboxed):
+def worker(start_worker):
     """A student's world and a judge of our own, which are gone after these tests."""
-    with contextlib.ExitStack() as until_the_end:
-        with contextlib.chdir(project):
-            unit = Unit(UNIT)
-            unit.make_tree()
-            running = until_the_end.enter_context(unit.worker(sandboxed=True))
+    with start_worker() as running:
         yield running
 
 
