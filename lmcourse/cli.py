@@ -114,14 +114,13 @@ def grade(
         str | None,
         typer.Option(help="grade on a Dask cluster, such as tcp://10.0.0.7:8786"),
     ] = None,
+    device: Annotated[str, typer.Option(help="cuda: run the checks on a GPU")] = "cpu",
     unsafe: Annotated[
         bool, typer.Option(help="run strangers' code without a sandbox")
     ] = False,
 ) -> None:
     """Grade a class: sandboxed, into nbgrader's gradebook, with feedback."""
-    done = engine.grade_folder(
-        unit, submitted, jobs=jobs, unsafe=unsafe, scheduler=scheduler
-    )
+    done = engine.grade_folder(unit, submitted, jobs, unsafe, scheduler, device)
     typer.echo(done)
 
 

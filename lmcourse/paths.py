@@ -22,7 +22,7 @@ def root(start: Path | None = None) -> Path:
     Raises:
         NoProject: if neither the folder nor one above it holds a ``_config.yml``.
     """
-    start = (start or Path.cwd()).resolve()
+    start = Path.cwd() if start is None else start.resolve()
     for folder in (start, *start.parents):
         if (folder / MARKER).is_file():
             return folder

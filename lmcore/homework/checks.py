@@ -278,8 +278,8 @@ def refusal(
 def generator(offset: int = 0) -> torch.Generator:
     """Make a random generator whose seed belongs to the current question.
 
-    In the notebook it is always the same; when graded it is another one for every
-    submission, and the same one at every regrade.
+    It draws on torch's default device. In the notebook it is always the same; when
+    graded it is another one for every submission, and the same one at every regrade.
 
     Args:
         offset: tells several generators of one question apart
@@ -290,7 +290,7 @@ def generator(offset: int = 0) -> torch.Generator:
     (True, False)
     """
     seed = _derived_seed(str(offset), _world.question)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def _derived_seed(purpose: str, name: str) -> int:

@@ -294,12 +294,20 @@ def judge(yours: object, reference: dict[str, Any]) -> Mismatch | None:
         name, message = (str(yours.get(k, ""))[:500] for k in ("error", "message"))
         happened = f"an error, {name}: {message}" if message else f"an error, {name}"
         return Mismatch("error", "", happened, "a value")
+    at_least, at_most = reference.get("at_least"), reference.get("at_most")
+    within_bounds = at_least is not None or at_most is not None
+    if not within_bounds and _same_tensor(yours, reference["value"]):
+        return None
     try:
         value = decode(yours)
     except (Malformed, TooLarge) as problem:
         return Mismatch("type", "", f"unreadable: {problem}", "plain data")
-    at_least, at_most = reference.get("at_least"), reference.get("at_most")
-    if at_least is not None or at_most is not None:
+    if within_bounds:
         return within(value, at_least, at_most)
     expected = decode(reference["value"])
     return compare(value, expected, reference["atol"], reference["rtol"])
+
+
+def _same_tensor(yours: object, expected: object) -> bool:
+    """Whether two values are the same tensor, bit for bit: most right answers are."""
+    return isinstance(yours, dict) and "tensor" in yours and yours == expected

@@ -158,7 +158,7 @@ class UnitOnWorker(WorkerPlugin):
         course = hashlib.sha256(about.secret).hexdigest()[:16]
         self.name = f"lmcourse {about.name} {course}"
         self.facts = (about.manifest, about.tests, about.n_visible)
-        self.secret = about.secret
+        self.secret, self.device = about.secret, about.device
         places = {"manifest.json": about.manifest_path}
         places |= {"mistakes.py": about.mistakes_path}
         for path in sorted(about.tree.rglob("*")):
@@ -200,7 +200,7 @@ class UnitOnWorker(WorkerPlugin):
     def _start(self) -> Worker:
         manifest, mistakes = self.folder / "manifest.json", self.folder / "mistakes.py"
         places = (manifest, mistakes, self.folder / "tree")
-        return Worker(*self.facts, *places, self.secret)
+        return Worker(*self.facts, *places, self.secret, device=self.device)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lmcourse import CourseError, paths
+from lmcourse.homework.source import DEVICES
 
 from . import handin, intake, sandbox
 from .pool import Pool
@@ -57,6 +58,7 @@ def grade_folder(
     jobs: int | None = None,
     unsafe: bool = False,
     scheduler: str | None = None,
+    device: str = "cpu",
 ) -> Summary:
     """Grade a class and write nbgrader's gradebook and the feedback.
 
@@ -67,6 +69,7 @@ def grade_folder(
         jobs: how many submissions at a time; one per core if not given
         unsafe: grade strangers' code also where the system has no sandbox
         scheduler: the address of a Dask cluster that grades; this machine if not given
+        device: what tensors are made on, ``cpu`` or ``cuda``
 
     Raises:
         CourseError: if something is missing or cannot be done.
@@ -74,7 +77,10 @@ def grade_folder(
     if unsafe and scheduler:
         raise CourseError("a cluster grades in sandboxes only: leave out --unsafe")
     start = time.perf_counter()
-    about = Unit(unit)
+    if device not in DEVICES:
+        known = " or ".join(DEVICES)
+        raise CourseError(f"no device {device!r} to grade on: it is {known}")
+    about = Unit(unit, device)
     own = paths.course() / "submitted"
     folder = own if submitted is None else Path(submitted).resolve()
     notes: list[str] = []

@@ -10,11 +10,10 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from lmcore.homework import plain
 from .. import mistakes
 from . import forbidden, messages
 from .cells import Statement, statements
-from .inside import wire, world
+from .inside import jail, wire, world
 from .recognise import Key, Recogniser, is_error
 from .records import Run
 
@@ -47,9 +46,29 @@ class Reference:
                 done = world.run_cell(cell["source"], cell["id"], self.namespace)
                 if done["error"] is not None:
                     raise RuntimeError(f"the solution of {cell['id']}: {done['error']}")
+        self.recogniser = Recogniser(self, known.mistakes)
+        self.next_submission()
+        for name in self.tests:
+            self._refuse_leftovers(name)
+
+    def next_submission(self) -> None:
+        """Forget the last submission."""
         self.known_values: dict[tuple[str, int], dict[Key, dict[str, Any]]] = {}
         self.judged: dict[str, tuple[list[Run], dict[Key, str]]] = {}
-        self.recogniser = Recogniser(self, known.mistakes)
+        self.recogniser.next_submission()
+
+    def _refuse_leftovers(self, name: str) -> None:
+        """Run a test cell twice: what it leaves behind must change nothing later.
+
+        All submissions of a class are judged by one run of the solutions.
+        """
+        first, again = self.record(name, seed=0), self.record(name, seed=0)
+        for number, (key, record) in enumerate(first.items(), start=1):
+            if plain.judge(again[key]["value"], record) is not None:
+                raise RuntimeError(
+                    f"{name} gives another value when it runs again (check {number}): "
+                    "it changes something from outside the cell; let it make its own"
+                )
 
     def record(
         self,
@@ -173,7 +192,6 @@ class Reference:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Judge a whole submission: its recorded tests, and its solutions as text."""
-        self.recogniser.next_submission()
         verdicts = {
             name: self.judge(name, test["seed"], test["runs"])
             for name, test in request["tests"].items()
@@ -248,8 +266,10 @@ def main() -> None:
     control = socket.socket(fileno=0)
     manifest = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     known = mistakes.load_file(Path(sys.argv[2]))
+    device = sys.argv[3]
     before = set(sys.modules)
     try:
+        world.use(device)
         reference = Reference(manifest, known)
     except RuntimeError as error:
         wire.send(control, {"error": str(error)})
@@ -257,33 +277,52 @@ def main() -> None:
     wire.send(control, {"modules": [m for m in sys.modules if m not in before]})
     gc.collect()
     gc.freeze()  # so that a child's garbage collection copies no page
-    gc.disable()  # a child ends before its garbage could matter
-    while True:
-        try:
-            request = wire.receive(control)
-        except wire.Broken:
-            return
-        child = os.fork()  # whatever a test leaves behind ends with its submission
-        if child == 0:
-            _judge_within_limits(reference, request, control)
-        if os.waitpid(child, 0)[1] != 0:
-            wire.send(control, {"failed": True})
+    with contextlib.suppress(wire.Broken):  # the grader has gone away
+        while True:
+            _serve(reference, control, wire.receive(control), can_fork=device == "cpu")
 
 
-def _judge_within_limits(
-    reference: Reference, request: dict[str, Any], control: socket.socket
-) -> NoReturn:
-    """Judge, and end; a submission that is hard to judge stops no other one."""
-    ended = 1
+def _serve(
+    reference: Reference,
+    control: socket.socket,
+    request: dict[str, Any],
+    can_fork: bool,
+) -> None:
+    """Judge a submission; one that is hard to judge stops no other one.
+
+    A process that has used a GPU cannot fork. Known mistakes run in it then; what one
+    leaves behind could change which mistake a later student is told.
+    """
+    jail.limit_work(0, MAX_SECONDS)
+    reference.next_submission()
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-        while request["more_to_come"] and (again := reference.failed(request["tests"])):
+        while (again := reference.failed(request["tests"])) and request["more_to_come"]:
             wire.send(control, {"again": again})
             request = wire.receive(control)
-        wire.send(control, reference.answer(request))
-        ended = 0
-    finally:
-        os._exit(ended)
+        if again and can_fork:
+            _answer_in_child(reference, control, request)
+        else:
+            wire.send(control, reference.answer(request))
+    except wire.Broken:
+        raise
+    except Exception:
+        wire.send(control, {"failed": True})
+
+
+def _answer_in_child(
+    reference: Reference, control: socket.socket, request: dict[str, Any]
+) -> None:
+    """Judge in a process that ends: what known mistakes leave behind ends with it."""
+    child = os.fork()
+    if child == 0:
+        gc.disable()  # it ends before its garbage could matter
+        try:
+            wire.send(control, reference.answer(request))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1] != 0:
+        wire.send(control, {"failed": True})
 
 
 if __name__ == "__main__":

@@ -27,23 +27,21 @@ class Rounds:
         channel: leads to the keeper
         n_visible: how many of each test's statements are visible; they come first
         final: whether a kill counts as a crash; else it raises `Killed`
-
-    Attributes:
-        ruined: whether a test has ended the process that all tests come from
-        last: the last test that ran before that
     """
 
     def __init__(
         self, channel: socket.socket, n_visible: dict[str, int], final: bool
     ) -> None:
         self.channel, self.n_visible, self.final = channel, n_visible, final
-        self.ruined = False
-        self.last: str | None = None
+        self.cell_seconds = 0  # what all cells may compute, whenever they run again
 
     def cells(self, order: dict[str, Any]) -> list[dict[str, Any]]:
         """Run the cells; says how each went."""
+        self.cell_seconds = sum(cell["seconds"] for cell in order["cells"])
         wire.send(self.channel, order)
-        done = wire.receive(self.channel, _deadline(order["cells"])).get("cells")
+        # Each one that hangs or dies has those before it run again.
+        deadline = self._deadline(order["cells"], starts=len(order["cells"]))
+        done = wire.receive(self.channel, deadline).get("cells")
         done = done if isinstance(done, list) else []
         if not self.final and any(map(records.killed, done)):
             raise Killed
@@ -65,11 +63,11 @@ class Rounds:
             for name in hidden
         }
 
-    def alone(self, tests: list[dict[str, Any]], hidden: bool = True) -> dict[str, Run]:
-        """Run each test in a process of its own, whole or without what is hidden."""
+    def alone(self, tests: list[dict[str, Any]]) -> dict[str, Run]:
+        """Run each test after the cells in a process of its own."""
         runs: dict[str, Run] = {}
         for test in tests:
-            runs |= self._run([self._order(test, hidden=hidden)])
+            runs |= self._run([self._order(test)])
         return runs
 
     def _order(
@@ -86,29 +84,21 @@ class Rounds:
     def _run(self, orders: list[dict[str, Any]], go_on: bool = False) -> dict[str, Run]:
         """Run tests in a new process, or in the one where they began."""
         runs: dict[str, Run] = {}
-        if self.ruined:
-            return runs
         wire.send(self.channel, {"tests": orders, "go_on": go_on})
-        deadline = _deadline(orders)
+        deadline = self._deadline(orders, starts=len(orders))
         for order in orders:
             data = wire.receive(self.channel, deadline)
-            run = records.test(data, sum(map(len, order["batches"])))
-            if not self.final and (records.killed(data) or run["end"] == "lost"):
+            if not self.final and records.killed(data):
                 raise Killed
-            if run["end"] == "lost":
-                self.ruined = True
-                break
-            runs[order["id"]] = run
-            self.last = order["id"]
+            runs[order["id"]] = records.test(data, sum(map(len, order["batches"])))
         return runs
+
+    def _deadline(self, items: list[dict[str, Any]], starts: int) -> float:
+        """When the keeper must have run these cells or tests, by ``time.monotonic``."""
+        seconds = sum(item["seconds"] for item in items) + starts * self.cell_seconds
+        return time.monotonic() + SLACK * seconds + len(items) + PATIENCE
 
 
 def _end(visible: Run, hidden: Run) -> str:
     """How a test ended that ran in two parts."""
     return hidden["end"] if visible["end"] == "done" else visible["end"]
-
-
-def _deadline(items: list[dict[str, Any]]) -> float:
-    """When the keeper must have run these cells or tests, by ``time.monotonic``."""
-    seconds = sum(item["seconds"] for item in items)
-    return time.monotonic() + SLACK * seconds + len(items) + PATIENCE

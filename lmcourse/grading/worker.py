@@ -41,6 +41,7 @@ class Worker:
         blank_tree: a folder that holds lmcore with the graded bodies blank
         secret: decides the seeds
         sandboxed: False only for submissions that are our own
+        device: what tensors are made on, in both worlds
     """
 
     def __init__(
@@ -53,24 +54,26 @@ class Worker:
         blank_tree: Path,
         secret: bytes,
         sandboxed: bool = True,
+        device: str = "cpu",
     ) -> None:
         self.manifest, self.secret = manifest, secret
         self.blank_tree, self.sandboxed = blank_tree, sandboxed
         self.tests, self.n_visible = tests, n_visible
-        self.judge_files = [str(manifest_path), str(mistakes_path)]
+        self.device = device
+        self.judge_arguments = [str(manifest_path), str(mistakes_path), device]
         self._start()
 
     def _start(self) -> None:
         self.modules: list[str] | None = None  # what the reference's run imported
         self.judge, theirs = socket.socketpair()
         self.judge_process = subprocess.Popen(
-            [sys.executable, "-m", "lmcourse.grading.reference", *self.judge_files],
+            [sys.executable, "-m", "lmcourse.grading.reference", *self.judge_arguments],
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             env={**os.environ, **sandbox.BOTH_WORLDS},
         )
         theirs.close()
-        self.parent = sandbox.start(self.blank_tree, self.sandboxed)
+        self.parent = sandbox.start(self.blank_tree, self.sandboxed, self.device)
 
     def __enter__(self) -> "Worker":
         return self
@@ -127,45 +130,16 @@ class Worker:
         """
         cells = [self._cell(cell, work) for cell in self._code("given", "solution")]
         tests = [self._test(cell, digest) for cell in self._code("test")]
-        answer = None
         with self._world(final) as rounds:
             done = rounds.cells(self._order(cells, tests))
             runs = {name: [run] for name, run in rounds.together(tests).items()}
-            if not rounds.ruined:
-                answer = self._judge(tests, runs, work, more_to_come=True)
-                again = answer.get("again", [])
-                failed = rounds.alone([test for test in tests if test["id"] in again])
-                for name, run in failed.items():
+            answer = self._judge(tests, runs, work, more_to_come=True)
+            if "again" in answer:
+                again = [test for test in tests if test["id"] in answer["again"]]
+                for name, run in rounds.alone(again).items():
                     runs[name].append(run)
-        if rounds.ruined:
-            runs = self._one_by_one(cells, tests)
-        if answer is None or "again" in answer:
-            answer = self._judge(tests, runs, work)
+                answer = self._judge(tests, runs, work)
         return done, answer
-
-    def _one_by_one(
-        self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]
-    ) -> dict[str, list[Run]]:
-        """Run each test twice, each time in a process of its own: visible, then whole.
-
-        A test that ends the process it came from costs itself only. Which one that was
-        is known when each runs alone; those after it run in another student's world.
-        """
-        runs: dict[str, list[Run]] = {}
-        while waiting := [test for test in tests if test["id"] not in runs]:
-            with self._world(final=True) as rounds:
-                rounds.cells(self._order(cells, waiting))
-                visible = rounds.alone(waiting, hidden=False)
-                whole = rounds.alone(waiting)
-            runs |= {name: [visible[name], run] for name, run in whole.items()}
-            if rounds.ruined and rounds.last is None:
-                gone = {"end": "lost", "statements": []}
-                runs |= {test["id"]: [gone, gone] for test in waiting}
-            elif rounds.ruined and rounds.last not in runs:
-                run = visible[rounds.last]
-                run = {**run, "end": "crash" if run["end"] == "done" else run["end"]}
-                runs[rounds.last] = [run, run]
-        return runs
 
     @contextlib.contextmanager
     def _world(self, final: bool) -> Iterator[Rounds]:

@@ -14,7 +14,7 @@ import select
 import signal
 
 TICK = 0.1  # seconds
-MANY = 12  # processes and threads; an honest submission has four or five
+MANY = 12  # processes and threads; an honest submission has three
 LEAST_PRIORITY = 19
 _FIELDS = ("RssAnon:", "RssShmem:", "Threads:")
 

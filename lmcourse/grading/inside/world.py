@@ -55,6 +55,23 @@ def new_namespace() -> dict[str, Any]:
     return main.__dict__
 
 
+def use(device: str) -> None:
+    """Have tensors made on a device unless a cell says otherwise, in this process.
+
+    Raises:
+        RuntimeError: if it cannot be used here.
+    """
+    if device == "cpu":
+        return
+    try:
+        torch.empty(1, device=device).sum().item()
+    except Exception as error:
+        cause = str(error).splitlines()[0]
+        raise RuntimeError(f"{device} cannot be used here: {cause}") from None
+    torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # all digits, as on a processor
+
+
 def set_seed(seed: int) -> None:
     """Bring every source of random numbers to the same state."""
     torch.default_generator.manual_seed(seed)

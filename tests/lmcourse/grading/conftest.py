@@ -212,9 +212,9 @@ def sandboxed() -> None:
 def start_worker(project, sandboxed):
     """Starts a student's world and a judge for the tiny unit, for a ``with``."""
 
-    def start() -> Worker:
+    def start(device: str = "cpu") -> Worker:
         with contextlib.chdir(project):
-            unit = Unit(UNIT)
+            unit = Unit(UNIT, device)
             unit.make_tree()
             return unit.worker(sandboxed=True)
 

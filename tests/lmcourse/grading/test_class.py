@@ -7,7 +7,7 @@ import pytest
 
 from lmcourse import CourseError, homework, paths
 from lmcourse.grading import engine, gradebook, report, sandbox, seeds
-from lmcourse.grading.unit import load_result
+from lmcourse.grading.unit import Unit, load_result
 
 UNIT = "07_tiny"
 MISTAKEN = "def average(x):\n    return x.sum(-1) / (x.shape[-1] - 1)"
@@ -175,6 +175,7 @@ def test_an_exercise_for_a_gpu_is_not_graded_on_something_else(hand_in, monkeypa
     monkeypatch.setattr(homework, "load_manifest", lambda unit: made)
     with pytest.raises(CourseError, match=f"average of {UNIT} asks for a GPU"):
         engine.grade_folder(UNIT)
+    assert Unit(UNIT, device="cuda").manifest["questions"]["average"]
 
 
 def test_folders_that_are_no_students_are_left_out(hand_in, tmp_path):

@@ -21,11 +21,11 @@ RIGHT = "def average(x):\n    {}return x.sum(-1) / x.shape[-1]\n"
 SLOW_CELL = WAITS + RIGHT.format("")
 SLOW_TEST = RIGHT.format("import time; time.sleep(1); ")
 KILL = "import os\n    os.kill({}, 9)\n    "
-SELF_KILLS = {
-    "a test": KILL.format("os.getpid()"),
-    "the main line": KILL.format("os.getppid()"),
-    "all": KILL.format("-1"),
-}
+KILL_OTHERS = (
+    "import contextlib, os\n    with contextlib.suppress(OSError):\n"
+    "        os.kill({}, 9)\n    "
+)
+OTHERS = {"the keeper": "os.getppid()", "all": "-1"}
 SECONDS = 60  # to wait for a process of the submission
 
 
@@ -58,7 +58,7 @@ def chain(worker) -> list[psutil.Process]:
 
 
 def kill_from_outside(worker, which: int, times: int) -> int:
-    """Kill one of warm parent, its fork, keeper, main line and test, once per world."""
+    """Kill one of warm parent, its fork, keeper and main line, once per world."""
     worlds = set()
     deadline = time.monotonic() + SECONDS
     while len(worlds) < times and time.monotonic() < deadline:
@@ -75,8 +75,8 @@ def kill_from_outside(worker, which: int, times: int) -> int:
 
 @pytest.mark.parametrize(
     ("which", "answer"),
-    [(0, SLOW_CELL), (2, SLOW_CELL), (3, SLOW_CELL), (3, SLOW_TEST), (4, SLOW_TEST)],
-    ids=["warm parent", "keeper", "main line", "main line in a test", "test"],
+    [(0, SLOW_CELL), (2, SLOW_CELL), (2, SLOW_TEST), (3, SLOW_CELL), (3, SLOW_TEST)],
+    ids=["warm parent", "keeper", "keeper in a test", "main line", "test"],
 )
 def test_a_kill_from_outside_costs_nothing(worker, handed_in, worlds, which, answer):
     content = handed_in(average=answer)
@@ -101,13 +101,22 @@ def test_a_second_kill_counts(worker, handed_in):
     assert result["cells"]["average"]["end"] == "crash"
 
 
-@pytest.mark.parametrize("victim", SELF_KILLS)
-def test_who_kills_oneself_gains_nothing(worker, handed_in, worlds, victim):
-    result = worker.grade(handed_in(average=RIGHT.format(SELF_KILLS[victim])))
+def test_who_kills_oneself_gains_nothing(worker, handed_in, worlds):
+    suicide = RIGHT.format(KILL.format("os.getpid()"))
+    result = worker.grade(handed_in(average=suicide))
     assert result["questions"]["average"]["score"] == 0
     assert result["questions"]["causal_mask"]["score"] == 3
     assert result["tests"]["average_checks"]["end"] == "crash"
     assert len(worlds) > 1
+
+
+@pytest.mark.parametrize("victim", OTHERS)
+def test_nobody_else_can_be_killed(worker, handed_in, worlds, victim):
+    """The keeper is the first of its processes: the kernel keeps such signals away."""
+    harmless = RIGHT.format(KILL_OTHERS.format(OTHERS[victim]))
+    result = worker.grade(handed_in(average=harmless))
+    assert result["score"] == 7
+    assert len(worlds) == 1
 
 
 def test_who_crashes_otherwise_is_run_once(worker, handed_in, worlds):
