@@ -7,8 +7,9 @@ parents, say) is left out: the class is graded with one submission for each work
 with all, and the difference is divided by the submissions added. Intake, database,
 autograded notebooks and feedback are included on both sides.
 
-Then a class of generated submissions is graded by ours alone: the cost of a submission
-in a small class and in a large one, the peak memory, and what 10,000 would take.
+Then a class of generated submissions of the same kinds is graded by ours alone, on a
+local Dask cluster with a process for every core: the cost of a submission in a small
+class and in a large one, the peak memory, and what 10,000 would take.
 
     python benchmarks/grading.py                    # five questions, 1,000 submissions
     python benchmarks/grading.py --questions 14     # the whole of unit 08
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from distributed import LocalCluster
 
 from lmcourse import homework, paths
 from lmcourse.grading import converters, engine, gradebook, sample_class
@@ -36,7 +38,6 @@ from lmcourse.homework import release
 
 UNIT = "08_attention"
 STUDENTS = ("all-right", "written-differently", "half-done", "mistake-not-scaled")
-ENDLESS = "endless-loop"  # it takes its time limit, whoever grades it
 EXERCISE = re.compile(r"^exercise: (\w+)$", re.MULTILINE)
 KNOWN = ("mistake", "variant")  # the decorators of known answers
 SECTION = re.compile(r"^## (\d+) · ", re.MULTILINE)
@@ -62,8 +63,7 @@ def main() -> None:
             _compare(made, wanted.submissions, wanted.jobs, folder)
         if wanted.students:
             _clear(folder)
-            usual = [text for name, text in made.items() if name != ENDLESS]
-            _grow(usual, wanted.students, wanted.jobs)
+            _grow([made[name] for name in STUDENTS], wanted.students, wanted.jobs)
     print(f"load of the machine after: {os.getloadavg()[0]:.1f}")
 
 
@@ -85,12 +85,13 @@ def _grow(contents: list[bytes], n: int, jobs: int) -> None:
     """Grade a class that grows, and print what each part of it cost."""
     sizes = sorted({min(jobs, n), min(100, n), n})
     before, start, rate = 0, 0.0, 0.0
-    with _peak_memory() as peak:
+    cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+    with cluster, _peak_memory() as peak:
         for size in sizes:
             for number in range(before, size):
                 _hand_in(contents[number % len(contents)], number)
             began = time.perf_counter()
-            summary = engine.grade_folder(UNIT, jobs=jobs)
+            summary = engine.grade_folder(UNIT, scheduler=cluster.scheduler_address)
             wall = time.perf_counter() - began
             assert summary.graded == size - before, summary
             if before == 0:

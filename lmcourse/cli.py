@@ -120,7 +120,14 @@ def grade(
     ] = False,
 ) -> None:
     """Grade a class: sandboxed, into nbgrader's gradebook, with feedback."""
-    done = engine.grade_folder(unit, submitted, jobs, unsafe, scheduler, device)
+    done = engine.grade_folder(
+        unit,
+        submitted,
+        jobs=jobs,
+        unsafe=unsafe,
+        scheduler=scheduler,
+        device=device,
+    )
     typer.echo(done)
 
 

@@ -55,6 +55,7 @@ def test_grade_passes_on_what_was_asked(run, monkeypatch, tmp_path):
         "jobs": 2,
         "unsafe": False,
         "scheduler": "tcp://here:8786",
+        "device": "cpu",
     }
 
 

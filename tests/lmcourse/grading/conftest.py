@@ -172,11 +172,15 @@ def make_project(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder for all processes that run tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def project(shared, tmp_path_factory) -> Path:
     """The tiny unit's project, built; once for all processes that run tests."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
     built = shared / "tiny-unit"
     with FileLock(shared / "tiny-unit.lock"):
         if not built.exists():
@@ -229,14 +233,15 @@ def worker(start_worker):
 
 
 @pytest.fixture(scope="session")
-def empty_gradebook(project, tmp_path_factory) -> Path:
+def empty_gradebook(project, shared) -> Path:
     """A gradebook that knows the unit and no student; making one takes a kernel."""
-    kept = tmp_path_factory.mktemp("gradebook") / "gradebook.db"
-    with contextlib.chdir(project):
-        own = paths.course() / "gradebook.db"
-        own.unlink(missing_ok=True)
-        gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
-        own.rename(kept)
+    kept = shared / "empty-gradebook.db"
+    with contextlib.chdir(project), FileLock(shared / "empty-gradebook.lock"):
+        if not kept.exists():
+            own = paths.course() / "gradebook.db"
+            own.unlink(missing_ok=True)
+            gradebook.make_assignment(UNIT, Unit(UNIT).manifest)
+            own.rename(kept)
     return kept
 
 
@@ -257,8 +262,9 @@ def handed_in(project):
 
 
 @pytest.fixture
-def hand_in(here, handed_in):
-    """Put a notebook into the course's ``submitted`` folder."""
+def hand_in(here, handed_in, empty_gradebook):
+    """Put a notebook into the ``submitted`` folder of a course that knows the unit."""
+    shutil.copy(empty_gradebook, paths.course() / "gradebook.db")
 
     def put(student: str, content: bytes | None = None) -> Path:
         folder = paths.course() / "submitted" / student / UNIT

@@ -19,6 +19,8 @@ from lmcourse.grading.pool import Pool
 from lmcourse.grading.unit import Unit, load_result
 from lmcourse.grading.worker import refused
 
+pytestmark = pytest.mark.slow
+
 UNIT = "07_tiny"
 STUDENTS = [f"student{number:03}" for number in range(40)]
 PADDING = 3_000_000  # bytes; pictures in outputs, say
@@ -26,9 +28,8 @@ MOST = 3 * intake.MAX_BYTES  # that may be held at a time; the class has twice a
 
 
 @pytest.fixture
-def without_worlds(hand_in, empty_gradebook, monkeypatch) -> Iterator[list[str]]:
+def without_worlds(hand_in, monkeypatch) -> Iterator[list[str]]:
     """Grade without running anything; gives the digests of what was graded."""
-    shutil.copy(empty_gradebook, paths.course() / "gradebook.db")
     manifest, graded = Unit(UNIT).manifest, []
 
     def grade(self: Pool, content: intake.Content) -> dict:
