@@ -43,6 +43,7 @@ KNOWN = ("mistake", "variant")  # the decorators of known answers
 SECTION = re.compile(r"^## (\d+) · ", re.MULTILINE)
 STEPS = ("submitted", "autograded", "feedback", "results")
 LARGE = 10_000
+MEMORY_SECONDS = 5  # between two looks; each costs what a submission does
 
 
 def main() -> None:
@@ -185,7 +186,7 @@ def _peak_memory() -> Iterator[list[int]]:
 
     def watch() -> None:
         own = psutil.Process()
-        while not done.wait(1.0):
+        while not done.wait(MEMORY_SECONDS):
             total = 0
             for process in [own, *own.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbformat import NotebookNode, v4
+from nbformat import NotebookNode
 
 from . import intake
 
@@ -107,7 +107,8 @@ def _test_outputs(
         "text/plain": repr(score),
         "text/html": f"<b>{score:g} of {points:g} points</b>",
     }
-    return [_stream(listing), v4.new_output("execute_result", data, execution_count=1)]
+    shown = {"execution_count": 1, "metadata": {}, "data": data}
+    return [_stream(listing), NotebookNode(output_type="execute_result", **shown)]
 
 
 def describe(check: dict[str, Any]) -> str:
@@ -119,7 +120,8 @@ def describe(check: dict[str, Any]) -> str:
 
 
 def _stream(text: str) -> NotebookNode:
-    return v4.new_output("stream", name="stdout", text=text.rstrip("\n") + "\n")
+    text = text.rstrip("\n") + "\n"
+    return NotebookNode(output_type="stream", name="stdout", text=text)
 
 
 def _nothing(text: str, points: float) -> list[NotebookNode]:
@@ -127,5 +129,10 @@ def _nothing(text: str, points: float) -> list[NotebookNode]:
     summary = f"0 of {points:g} points"
     return [
         _stream(text),
-        v4.new_output("error", ename="No points", evalue=summary, traceback=[summary]),
+        NotebookNode(
+            output_type="error",
+            ename="No points",
+            evalue=summary,
+            traceback=[summary],
+        ),
     ]

@@ -35,8 +35,7 @@ BOTH_WORLDS = {
     # The order of sets and the rounding of sums are the same in every process.
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
-    # All objects lie in a few large pages, so that a fork has less to copy.
-    "PYTHONMALLOC": "malloc",
+    # What lies in a few large pages is quickly shared with a fork.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # A GPU's products are the same in every process too.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
