@@ -23,6 +23,7 @@ test-slow: .venv/ready
 	@$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 bench: .venv/ready
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[bench]"
 	@$(BIN)/python -m benchmarks
 
 serve: .venv/ready

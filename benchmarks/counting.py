@@ -71,7 +71,7 @@ def _gensim(
 ) -> dict[str, Callable[[], None]]:
     """The side of gensim, if it is installed: the same pairs, and its own SGD."""
     if importlib.util.find_spec("gensim") is None:
-        print("gensim is not installed, so there is nothing to compare with")
+        print("gensim is not installed (make bench does that): nothing to compare with")
         return {}
     word2vec = importlib.import_module("gensim.models").Word2Vec
     settings = {"vector_size": WIDTH, "sg": 1, "min_count": 1, "epochs": 1}

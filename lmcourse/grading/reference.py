@@ -64,7 +64,8 @@ class Reference:
         """
         first, again = self.record(name, seed=0), self.record(name, seed=0)
         for number, (key, record) in enumerate(first.items(), start=1):
-            if plain.judge(again[key]["value"], record) is not None:
+            same = key in again and plain.judge(again[key]["value"], record) is None
+            if not same:
                 raise RuntimeError(
                     f"{name} gives another value when it runs again (check {number}): "
                     "it changes something from outside the cell; let it make its own"

@@ -247,6 +247,30 @@ def test_forged_records_are_read_as_data_and_earn_nothing(here):
     assert done.stdout == "fine\n", done.stderr
 
 
+def test_checks_that_leave_something_behind_are_refused(here):
+    """All submissions are judged by one run of the solutions."""
+    code = (
+        "import json\n"
+        "from lmcourse import mistakes, paths\n"
+        "from lmcourse.grading.reference import Reference\n"
+        f"manifest = json.loads(paths.manifest({UNIT!r}).read_text())\n"
+        "cells = {cell['id']: cell for cell in manifest['cells']}\n"
+        "given = [cell for cell in manifest['cells'] if cell['kind'] == 'given'][0]\n"
+        "given['source'] += '\\nseen = []'\n"
+        "added = '\\nseen.append(1)\\ncheck(len(seen), expected=1)'\n"
+        "cells['average_checks']['source'] += added\n"
+        "try:\n"
+        "    Reference(manifest, mistakes.UnitMistakes())\n"
+        "except RuntimeError as error:\n"
+        "    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("average_checks gives another value when it runs")
+    assert "let it make its own" in done.stdout
+
+
 def test_the_module_of_the_judge_compiles_and_runs_only_the_manifest(here):
     """In its source, only the manifest's cells reach `run_cell` and `run`."""
     tree = ast.parse(Path(reference.__file__).read_text())
