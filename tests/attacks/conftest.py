@@ -24,7 +24,8 @@ _spec = importlib.util.spec_from_file_location("tiny_unit", GRADING)
 tiny_unit = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny_unit)
 
-project, here, sandboxed = tiny_unit.project, tiny_unit.here, tiny_unit.sandboxed
+shared, project = tiny_unit.shared, tiny_unit.project
+here, sandboxed = tiny_unit.here, tiny_unit.sandboxed
 UNIT, RIGHT = tiny_unit.UNIT, tiny_unit.RIGHT
 
 NOISY = (
