@@ -11,7 +11,7 @@ import importlib
 import inspect
 import sys
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmcore.homework import plain
 
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]  # the statement, and which of its checks
 MAX_STATEMENTS = 2000  # run with mistakes in place, for one submission
+
+
+class Found(NamedTuple):
+    """The known mistake behind a test cell's wrong values."""
+
+    mistake: Known | None = None
+    explains_all: bool = False  # whether all would be right without it
 
 
 class Recogniser:
@@ -49,7 +56,7 @@ class Recogniser:
         expected: dict[Key, Any],
         values: dict[Key, Any],
         wrong: set[Key],
-    ) -> Known | None:
+    ) -> Found:
         """Find the known mistake that gives most of the student's wrong values.
 
         Args:
@@ -61,9 +68,9 @@ class Recogniser:
         """
         telling = {key for key in wrong & set(values) if not is_error(values[key])}
         if not telling:
-            return None
+            return Found()
         target, first = self._target(name), min(telling)
-        best, best_rank = None, (0, 0, 0)
+        best, best_rank, explains_all = None, (0, 0, 0), False
         for known in self._likeliest_first(name, target):
             if self.spent >= MAX_STATEMENTS:
                 break
@@ -85,10 +92,11 @@ class Recogniser:
             if same and rank > best_rank:
                 best, best_rank = known, rank
             if len(same) == len(telling) and also_right == len(expected) - len(wrong):
-                break  # it explains everything
+                explains_all = telling == wrong
+                break
         if best is not None and best.name not in self.made:
             self.made.append(best.name)
-        return best
+        return Found(best, explains_all)
 
     def _record(
         self, name: str, seed: int, known: Known, last: int | None = None

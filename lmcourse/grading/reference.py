@@ -23,7 +23,7 @@ from .. import mistakes
 from . import forbidden, messages
 from .cells import Statement, statements
 from .inside import jail, wire, world
-from .recognise import Key, Recogniser, is_error
+from .recognise import Found, Key, Recogniser, is_error
 from .records import Run
 
 MAX_SECONDS = 300  # of computing, to judge one submission
@@ -54,7 +54,9 @@ class Reference:
     def next_submission(self) -> None:
         """Forget the last submission."""
         self.known_values: dict[tuple[str, int], dict[Key, dict[str, Any]]] = {}
-        self.judged: dict[str, tuple[list[Run], dict[Key, str]]] = {}
+        # By test cell and number of its runs, to which only another one is added.
+        self.known_wrong: dict[tuple[str, int], dict[Key, str]] = {}
+        self.known_mistakes: dict[tuple[str, int], Found] = {}
         self.recogniser.next_submission()
 
     def _refuse_leftovers(self, name: str) -> None:
@@ -104,21 +106,18 @@ class Reference:
                     break
         return found
 
-    def wrong(
-        self, name: str, expected: dict[Key, Any], runs: list[Run]
-    ) -> dict[Key, str]:
+    def wrong(self, name: str, seed: int, runs: list[Run]) -> dict[Key, str]:
         """The checks of a test cell that failed in all of its runs, and why.
 
         What is said of a visible check comes from the first run, in which no hidden
         check had come before it.
         """
-        judged, found = self.judged.get(name, (None, {}))
-        if judged is runs:
-            return found
+        if (name, len(runs)) in self.known_wrong:
+            return self.known_wrong[name, len(runs)]
         known = self.statements[name]
         outcomes = [_outcomes(run, known) for run in runs]
         wrong: dict[Key, str] = {}
-        for key, record in expected.items():
+        for key, record in self.expected(name, seed).items():
             hidden = known[key[0]].hidden
             why = [
                 _why_wrong(outcome.get(key), record, run, key, hidden)
@@ -126,8 +125,19 @@ class Reference:
             ]
             if all(why):
                 wrong[key] = why[-1] if hidden else why[0]
-        self.judged[name] = runs, wrong
+        self.known_wrong[name, len(runs)] = wrong
         return wrong
+
+    def recognised(self, name: str, seed: int, runs: list[Run]) -> Found:
+        """The known mistake that a test cell's last run shows, if there is one."""
+        if (name, len(runs)) not in self.known_mistakes:
+            outcomes = _outcomes(runs[-1], self.statements[name])
+            values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
+            wrong = set(self.wrong(name, seed, runs))
+            expected = self.expected(name, seed)
+            found = self.recogniser.find(name, seed, expected, values, wrong)
+            self.known_mistakes[name, len(runs)] = found
+        return self.known_mistakes[name, len(runs)]
 
     def judge(self, name: str, seed: int, runs: list[Run]) -> dict[str, Any]:
         """Judge what a test cell recorded in the student's world.
@@ -144,10 +154,8 @@ class Reference:
         """
         expected = self.expected(name, seed)
         known = self.statements[name]
-        wrong = self.wrong(name, expected, runs)
-        outcomes = _outcomes(runs[-1], known)
-        values = {key: o["value"] for key, o in outcomes.items() if "value" in o}
-        recognised = self.recogniser.find(name, seed, expected, values, set(wrong))
+        wrong = self.wrong(name, seed, runs)
+        mistake = self.recognised(name, seed, runs).mistake
         points = self.tests[name]["points"]
         copied = self._only_visible_pass(name, expected, wrong)
         counted = 0 if copied else len(expected) - len(wrong)
@@ -168,8 +176,8 @@ class Reference:
                 }
                 for number, (key, record) in enumerate(expected.items(), start=1)
             ],
-            "mistakes": [recognised.name] if recognised else [],
-            "says": recognised.says if recognised else "",
+            "mistakes": [mistake.name] if mistake else [],
+            "says": mistake.says if mistake else "",
         }
 
     def expected(self, name: str, seed: int) -> dict[Key, dict[str, Any]]:
@@ -179,16 +187,25 @@ class Reference:
         return self.known_values[name, seed]
 
     def failed(self, tests: dict[str, Any]) -> list[str]:
-        """Which test cells may do better alone: they failed, and not as unwritten."""
+        """Which test cells failed, and not as unwritten."""
         return [
             name
             for name, test in tests.items()
-            if set(
-                self.wrong(
-                    name, self.expected(name, test["seed"]), test["runs"]
-                ).values()
-            )
+            if set(self.wrong(name, test["seed"], test["runs"]).values())
             - {messages.NOT_WRITTEN}
+        ]
+
+    def unexplained(self, tests: dict[str, Any]) -> list[str]:
+        """Which test cells may do better alone: no known mistake is all that is wrong.
+
+        Where one is, nothing that ran before has spoiled the test.
+        """
+        return [
+            name
+            for name in self.failed(tests)
+            if not self.recognised(
+                name, tests[name]["seed"], tests[name]["runs"]
+            ).explains_all
         ]
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -297,17 +314,24 @@ def _serve(
     jail.limit_work(0, MAX_SECONDS)
     reference.next_submission()
     try:
-        while (again := reference.failed(request["tests"])) and request["more_to_come"]:
-            wire.send(control, {"again": again})
-            request = wire.receive(control)
-        if again and can_fork:
+        if can_fork and reference.failed(request["tests"]):
             _answer_in_child(reference, control, request)
         else:
-            wire.send(control, reference.answer(request))
+            _answer(reference, control, request)
     except wire.Broken:
         raise
     except Exception:
         wire.send(control, {"failed": True})
+
+
+def _answer(
+    reference: Reference, control: socket.socket, request: dict[str, Any]
+) -> None:
+    """Ask for another run of what may do better alone, once; then judge."""
+    if request["more_to_come"] and (again := reference.unexplained(request["tests"])):
+        wire.send(control, {"again": again})
+        request = wire.receive(control)
+    wire.send(control, reference.answer(request))
 
 
 def _answer_in_child(
@@ -318,7 +342,7 @@ def _answer_in_child(
     if child == 0:
         gc.disable()  # it ends before its garbage could matter
         try:
-            wire.send(control, reference.answer(request))
+            _answer(reference, control, request)
             os._exit(0)
         finally:
             os._exit(1)

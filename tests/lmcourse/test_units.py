@@ -47,7 +47,7 @@ class Unit:
     def hand_in(self, answer):
         """The verdicts on the question of an answer, as the grader gives them."""
         verdicts = []
-        self.reference.recogniser.next_submission()
+        self.reference.next_submission()
         for name in self.tests_of[self.question_of(answer.target)]:
             with mistakes.in_place(answer, self.reference.namespace):
                 run = self.run(name)
@@ -90,6 +90,7 @@ def explained_by_python(check):
 
 def test_the_solution_passes_every_check(unit):
     for name in unit.reference.tests:
+        unit.reference.next_submission()
         verdict = unit.reference.judge(name, SEED, [unit.run(name)])
         assert failed([verdict]) == []
         assert verdict["score"] == verdict["max_score"]

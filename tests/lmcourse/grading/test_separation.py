@@ -237,6 +237,7 @@ def test_forged_records_are_read_as_data_and_earn_nothing(here):
         "for value in sent:\n"
         "    statement = {'values': [value] * 3, 'error': None}\n"
         "    run = {'end': 'done', 'statements': [statement] * 9}\n"
+        "    judge.next_submission()\n"
         "    verdict = judge.judge('average_checks', 1, [run, run])\n"
         "    assert verdict['score'] == 0, value\n"
         "print('fine')"
