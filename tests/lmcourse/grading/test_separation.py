@@ -223,13 +223,23 @@ def test_the_judge_never_runs_a_student_s_code(here, worker, handed_in, tmp_path
     assert not mark.exists()
 
 
-def test_forged_records_are_read_as_data_and_earn_nothing(here):
-    """Whatever a hijacked student's process sends, the judge gives a verdict."""
-    code = (
-        "import json, sys\n"
+def judge_apart(code: str) -> str:
+    """Run code on the unit's ``manifest`` in a process that a reference may change."""
+    before = (
+        "import json\n"
         "from lmcourse import mistakes, paths\n"
         "from lmcourse.grading.reference import Reference\n"
         f"manifest = json.loads(paths.manifest({UNIT!r}).read_text())\n"
+    )
+    command = [sys.executable, "-c", before + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_forged_records_are_read_as_data_and_earn_nothing(here):
+    """Whatever a hijacked student's process sends, the judge gives a verdict."""
+    said = judge_apart(
         "judge = Reference(manifest, mistakes.UnitMistakes())\n"
         "sent = [{'tensor': {'dtype': 'float32', 'shape': [2**40], 'bytes': ''}},\n"
         "        {'pickle': 'gASV'}, {'tensor': 7}, [[[]]] * 99, {'error': []}, None,\n"
@@ -242,19 +252,12 @@ def test_forged_records_are_read_as_data_and_earn_nothing(here):
         "    assert verdict['score'] == 0, value\n"
         "print('fine')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "fine\n", done.stderr
+    assert said == "fine\n"
 
 
 def test_checks_that_leave_something_behind_are_refused(here):
     """All submissions are judged by one run of the solutions."""
-    code = (
-        "import json\n"
-        "from lmcourse import mistakes, paths\n"
-        "from lmcourse.grading.reference import Reference\n"
-        f"manifest = json.loads(paths.manifest({UNIT!r}).read_text())\n"
+    said = judge_apart(
         "cells = {cell['id']: cell for cell in manifest['cells']}\n"
         "given = [cell for cell in manifest['cells'] if cell['kind'] == 'given'][0]\n"
         "given['source'] += '\\nseen = []'\n"
@@ -265,11 +268,8 @@ def test_checks_that_leave_something_behind_are_refused(here):
         "except RuntimeError as error:\n"
         "    print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.startswith("average_checks gives another value when it runs")
-    assert "let it make its own" in done.stdout
+    assert said.startswith("average_checks gives another value when it runs")
+    assert "let it make its own" in said
 
 
 def test_the_module_of_the_judge_compiles_and_runs_only_the_manifest(here):
