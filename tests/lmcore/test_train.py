@@ -362,24 +362,35 @@ def test_killed_at_any_moment(tmp_path):
 
 
 def kill_until_one_arrives(folder):
-    """Start trainings in this folder and kill them at random; count the killed."""
+    """Start trainings here, kill each a few steps on; count the killed.
+
+    Where it is killed is said in steps, not in seconds, so that a quick machine does
+    not arrive unkilled; the moment within the step is left to chance.
+    """
     importlib.import_module("torch._dynamo")  # optimizers do: seconds for every child
     dice = random.Random(7)
     for n_killed in range(100):
+        steps_to_go = dice.randrange(12)
+        end = steps_done(folder) + steps_to_go
         child = os.fork()  # torch is imported, but has not run: that can be forked
         if child == 0:
             try:
                 run(folder, KILLED_STEPS)
             finally:
                 os._exit(0 if (folder / "checkpoint.pt").exists() else 1)
-        end = time.monotonic() + dice.uniform(0.2, 0.7) * (1 + n_killed / 6)
-        while time.monotonic() < end:
+        while steps_done(folder) < end:
             if os.waitpid(child, os.WNOHANG)[0]:
                 return n_killed
-            time.sleep(0.005)
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.02 if steps_to_go else 0.3))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return -1
+
+
+def steps_done(folder):
+    diary = folder / "metrics.jsonl"
+    return diary.read_bytes().count(b"\n") if diary.exists() else 0
 
 
 def test_a_checkpoint_is_not_forgotten_nor_overwritten(tmp_path):
