@@ -324,7 +324,7 @@ class GrowingCache(attention.KeyValueCache):
 
     def __init__(self) -> None:
         super().__init__()
-        self._memory: tuple[Tensor, Tensor] | None = None  # (B, H_kv, capacity, D) each
+        self._memory: Tensor | None = None  # (B, 2 H_kv, capacity, D), keys first
         self._length = 0
 
     def __len__(self) -> int:
@@ -344,16 +344,30 @@ class GrowingCache(attention.KeyValueCache):
         Raises:
             RuntimeError: if gradients are recorded.
         """
-        if key.requires_grad:
+        return self.append_pair(torch.cat([key, value], dim=1))
+
+    def append_pair(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same with keys and values in one tensor: one copy in place of two.
+
+        Args:
+            pair: (B, 2 H_kv, T, D), all the keys before all the values
+
+        Returns:
+            As `append`.
+
+        Raises:
+            RuntimeError: if gradients are recorded.
+        """
+        if pair.requires_grad:
             raise RuntimeError(
                 "this cache is for writing: call the model under torch.no_grad(), or "
                 "use transformer.DecoderCache"
             )
-        start, stop = self._length, self._length + key.shape[-2]
-        if self._memory is None or stop > self._memory[0].shape[-2]:
-            self._grow(key, value, capacity=2 * stop)
-        for memory, new in zip(self._memory, (key, value), strict=True):
-            memory[:, :, start:stop] = new
+        n_new = pair.shape[2]
+        stop = self._length + n_new
+        if self._memory is None or stop > self._memory.shape[2]:
+            self._grow(pair, capacity=2 * stop)
+        self._memory.narrow(2, self._length, n_new).copy_(pair)
         self._look_at(stop)
         return self.key, self.value
 
@@ -364,22 +378,20 @@ class GrowingCache(attention.KeyValueCache):
     def reorder(self, rows: Tensor) -> None:
         """Give every row of the batch the keys and values of another row."""
         if self._memory is not None:
-            self._memory = tuple(memory[rows] for memory in self._memory)
+            self._memory = self._memory[rows]
             self._look_at(self._length)
 
-    def _grow(self, key: Tensor, value: Tensor, capacity: int) -> None:
-        grown = []
-        for old, new in zip((self.key, self.value), (key, value), strict=True):
-            memory = new.new_empty(*new.shape[:2], capacity, new.shape[-1])
-            if old is not None:
-                memory[:, :, : self._length] = old
-            grown.append(memory)
-        self._memory = tuple(grown)
+    def _grow(self, pair: Tensor, capacity: int) -> None:
+        n_rows, n_heads, _, d_head = pair.shape
+        memory = pair.new_empty(n_rows, n_heads, capacity, d_head)
+        if self._memory is not None:
+            memory[:, :, : self._length] = self._memory[:, :, : self._length]
+        self._memory = memory
 
     def _look_at(self, n_tokens: int) -> None:
         self._length = n_tokens
         if self._memory is not None:
-            self.key, self.value = (m[:, :, :n_tokens] for m in self._memory)
+            self.key, self.value = self._memory.narrow(2, 0, n_tokens).chunk(2, dim=1)
 
 
 class KVCache(transformer.DecoderCache):
