@@ -186,9 +186,12 @@ class Adam(_Optimizer):
         square = state["square"].mul_(beta_square)
         square.addcmul_(gradient, gradient, value=1 - beta_square)
         mean_lacks = 1 - beta_mean ** state["step"]
-        square_lacks = 1 - beta_square ** state["step"]
-        size = (square.sqrt() / math.sqrt(square_lacks)).add_(group["eps"])
-        parameter.addcdiv_(mean, size, value=-group["lr"] / mean_lacks)
+        root_lacks = math.sqrt(1 - beta_square ** state["step"])
+        # The step is mean / mean_lacks over sqrt(square) / root_lacks + eps; what is
+        # only a number is joined first, which saves a walk over the tensor.
+        size = square.sqrt().add_(group["eps"] * root_lacks)
+        rate = group["lr"] * root_lacks / mean_lacks
+        parameter.addcdiv_(mean, size, value=-rate)
 
 
 class AdamW(Adam):
