@@ -45,7 +45,7 @@ def main() -> None:
         nothing = measure("none", n_tokens)
         full, online = (measure(k, n_tokens) - nothing for k in ("full", "online"))
         ratio = full / max(online, 0.1)
-        print(f"{n_tokens:5} {full:6.0f} MB {online:6.1f} MB {ratio:6.0f} x")
+        print(f"{n_tokens:5} {full:6.0f} MB {online:6.1f} MB {ratio:6.1f} x")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def textbook_step(cut: dict[tuple, int], pair: tokenizer.Pair) -> None:
 
 def report(what: str, ours: float, theirs: float) -> None:
     """Print one line of the table."""
-    print(f"{what:<44} {ours:9.3f} s {theirs:9.3f} s {ours / theirs:9.2f} x")
+    print(f"{what:<48} {ours:9.3f} s {theirs:9.3f} s {ours / theirs:9.3f} x")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     texts = [play.text for play in data.load_plays()]
     n_bytes = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} plays, {n_bytes / 1e6:.2f} MB, {VOCAB_SIZE} tokens")
-    print(f"{'':<44} {'ours':>11} {'theirs':>11} {'ratio':>11}")
+    print(f"{'':<48} {'ours':>11} {'theirs':>11} {'ratio':>11}")
 
     times = best_times(
         lambda: tokenizer.BPETokenizer.train(texts, VOCAB_SIZE),
