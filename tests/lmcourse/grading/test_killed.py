@@ -16,7 +16,7 @@ from lmcourse.grading import sandbox
 pytestmark = pytest.mark.slow
 
 UNIT = "07_tiny"
-WAITS = "import time\ntime.sleep(2)\n"
+WAITS = "import time\ntime.sleep(4)\n"
 RIGHT = "def average(x):\n    {}return x.sum(-1) / x.shape[-1]\n"
 SLOW_CELL = WAITS + RIGHT.format("")
 SLOW_TEST = RIGHT.format("import time; time.sleep(1); ")
