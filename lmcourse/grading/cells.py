@@ -1,7 +1,10 @@
 """Take a test cell apart into statements, for the one world and for the other."""
 
 import ast
+import base64
+import marshal
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 AUTOTEST = "### AUTOTEST "
@@ -10,15 +13,15 @@ BEGIN_HIDDEN, END_HIDDEN = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement at the top level of a test cell.
+    """One statement at the top level of a test cell, compiled.
 
-    ``source`` is what the reference runs. ``bare`` is what the student's world runs:
+    ``whole`` is what the reference runs. ``bare`` is what the student's world runs:
     the same without expected values, tolerances, bounds and titles. A statement is
     ``hidden`` also where it comes after hidden ones, for it could tell of them.
     """
 
-    source: str
-    bare: str
+    whole: CodeType
+    bare: CodeType
     hidden: bool
     checks: bool  # whether it contains a check
 
@@ -35,14 +38,14 @@ def statements(test_cell: str) -> list[Statement]:
             hidden_lines.add(len(lines))
     found = []
     for node in ast.parse("\n".join(lines)).body:
-        source = ast.unparse(node)
+        whole = _compiled(node)
         checks = [inner for inner in ast.walk(node) if _is_check(inner)]
         for check in checks:
             check.args, check.keywords = check.args[:1], []
         found.append(
             Statement(
-                source=source,
-                bare=ast.unparse(node),
+                whole=whole,
+                bare=_compiled(node),
                 hidden=bool(hidden_lines) and node.lineno >= min(hidden_lines),
                 checks=bool(checks),
             )
@@ -51,12 +54,22 @@ def statements(test_cell: str) -> list[Statement]:
 
 
 def bare_tests(manifest: dict[str, Any]) -> dict[str, list[str]]:
-    """What the student's world runs for each test cell, by the cell's id."""
+    """What the student's world runs for each test cell, by the cell's id.
+
+    Compiled here, once for a class, and not there, once for each submission.
+    """
     return {
-        cell["id"]: [statement.bare for statement in statements(cell["source"])]
+        cell["id"]: [
+            _packed(statement.bare) for statement in statements(cell["source"])
+        ]
         for cell in manifest["cells"]
         if cell["kind"] == "test"
     }
+
+
+def _packed(code: CodeType) -> str:
+    """As text, which ``inside.world.unpacked`` reads."""
+    return base64.b64encode(marshal.dumps(code)).decode()
 
 
 def n_visible(manifest: dict[str, Any]) -> dict[str, int]:
@@ -66,6 +79,10 @@ def n_visible(manifest: dict[str, Any]) -> dict[str, int]:
         for cell in manifest["cells"]
         if cell["kind"] == "test"
     }
+
+
+def _compiled(node: ast.stmt) -> CodeType:
+    return compile(ast.unparse(node), "<check>", "exec")
 
 
 def _is_check(node: ast.AST) -> bool:

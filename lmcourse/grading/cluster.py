@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,9 @@ if TYPE_CHECKING:  # the cluster's processes need not import how a unit is made
     from .unit import Unit
 
 CONNECT_SECONDS = 8
-AHEAD = 200  # submissions on the cluster at a time, or two for each of its threads
+AHEAD = 200  # submissions on the cluster at a time, or two tasks for each thread
+TOGETHER = 8  # submissions in a task at most: each task costs Dask as much as a third
+ROUNDS = 8  # tasks for each thread at least, so that all end at about the same time
 KEPT = "results are kept, run the same command again"
 
 
@@ -101,31 +103,40 @@ def _map(
     contents: Mapping[str, Content],
     ahead: int | None,
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Have so many submissions on the cluster, and a new one for each that is done."""
+    """Have so many submissions on the cluster, and new ones when some are done."""
     n_threads = sum(client.nthreads().values())
     if n_threads == 0:
         waits = "the cluster has no worker yet; waiting for the first one"
         tqdm.write(waits, file=sys.stderr)
     run, numbers, there, lost = uuid.uuid4().hex, itertools.count(), {}, []
+    ahead = ahead or max(AHEAD, 2 * n_threads)
+    together = len(contents) // (ROUNDS * max(1, n_threads))
+    together = max(1, min(together, TOGETHER, ahead))
 
-    def submit(student: str) -> Any:
+    def submit(students: tuple[str, ...]) -> Any:
         key = (f"grade-{run}", next(numbers))  # as one group, which Dask holds back
-        content = contents[student]
-        work = (unit.name, unit.key, content)
+        work = (unit.name, unit.key, [contents[student] for student in students])
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1G"}):
-            future = client.submit(grade_one, *work, key=key)
-        there[future.key] = student, about.key(content)
+            future = client.submit(grade_some, *work, key=key)
+        there[future.key] = students
         return future
 
-    waiting = iter(contents)
-    first = itertools.islice(waiting, ahead or max(AHEAD, 2 * n_threads))
-    running = as_completed([submit(student) for student in first], loop=client.loop)
+    waiting = _batched(contents, together)
+    first = itertools.islice(waiting, max(ahead // together, 2 * n_threads))
+    running = as_completed([submit(students) for students in first], loop=client.loop)
     for future in running:
-        student, key = there.pop(future.key)
+        students = there.pop(future.key)
         try:
-            yield student, key, future.result()
+            results = future.result()
         except KilledWorker:
-            lost.append(student)
+            if len(students) == 1:
+                lost += students
+            else:  # one of them perhaps; the others need not suffer from it
+                for student in students:
+                    running.add(submit((student,)))
+        else:
+            for student, result in zip(students, results, strict=True):
+                yield student, about.key(contents[student]), result
         for following in itertools.islice(waiting, 1):
             running.add(submit(following))
     if lost:
@@ -135,14 +146,20 @@ def _map(
         )
 
 
-def grade_one(name: str, key: str, content: Content) -> dict[str, Any]:
-    """Grade a submission; runs in a process of the cluster."""
+def _batched(students: Iterable[str], n: int) -> Iterator[tuple[str, ...]]:
+    waiting = iter(students)
+    while batch := tuple(itertools.islice(waiting, n)):
+        yield batch
+
+
+def grade_some(name: str, key: str, contents: list[Content]) -> list[dict[str, Any]]:
+    """Grade submissions; runs in a process of the cluster."""
     dask_worker = get_worker()
     unit = dask_worker.plugins.get(name)
     if unit is None or unit.key != key:
         raise CourseError(f"another command grades this unit on the cluster; {KEPT}")
     try:
-        return unit.grade(content)
+        return [unit.grade(content) for content in contents]
     except CourseError as error:
         raise CourseError(f"worker {dask_worker.address}: {error}") from None
 

@@ -97,7 +97,7 @@ class Reference:
         with place:
             test = world.Test(self.tests[name]["question"], seed, self.namespace)
             for number, statement in enumerate(self.statements[name]):
-                records, error = test.run(statement.source)
+                records, error = test.run(statement.whole)
                 if error is not None and mistake is None:
                     raise RuntimeError(f"{name} fails on the reference: {error}")
                 for record in records:

@@ -82,7 +82,7 @@ def _warm_up() -> None:
 
     weight = torch.ones(8, 8, requires_grad=True)
     torch.softmax(weight @ weight, dim=-1).sum().backward()
-    world.Test("", 0, {}).run("1 / 0")
+    world.Test("", 0, {}).run(compile("1 / 0", "<check>", "exec"))
     world.run_cell("print(1)", "warm", {})
 
 
@@ -356,7 +356,7 @@ def _be_main_line(
         jail.limit_work(order["memory"], order["seconds"])
         while batch := wire.receive(link)["statements"]:
             for statement in batch:
-                records, error = running[name].run(statement)
+                records, error = running[name].run(world.unpacked(statement))
                 values = [record["value"] for record in records]
                 wire.send(link, {"values": values, "error": error})
 

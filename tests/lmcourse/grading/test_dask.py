@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 
 from lmcourse import CourseError, paths
 from lmcourse.grading import cluster, engine
@@ -75,6 +76,15 @@ class Cluster:
         scratch = ["--local-directory", str(self.scratch)]
         return self.start("worker", "--nthreads", "1", "--no-nanny", *scratch)
 
+    def allow(self, failures: int) -> None:
+        """Have the scheduler give up a task that has lost more workers than that."""
+
+        def set_there(dask_scheduler) -> None:
+            dask_scheduler.allowed_failures = failures
+
+        with Client(self.address, set_as_default=False) as client:
+            client.run_on_scheduler(set_there)
+
     def close(self) -> None:
         """End all processes."""
         for process in reversed(self.processes):
@@ -123,7 +133,18 @@ def files_of(students: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_half_way_changes_no_result(dask_cluster, handed, hand_in):
+@pytest.mark.parametrize(
+    ("rounds", "failures"), [(8, 3), (2, 0)], ids=["one by one", "tasks taken apart"]
+)
+def test_a_worker_killed_half_way_changes_no_result(
+    dask_cluster, handed, hand_in, rounds, failures, monkeypatch
+):
+    """Dask gives a task that was lost to another worker, until it has failed so often.
+
+    Then its submissions go there one by one.
+    """
+    monkeypatch.setattr(cluster, "ROUNDS", rounds)
+    dask_cluster.allow(failures)
     hand_in("zoe", b"no notebook")
     students = [*handed, "zoe"]
     engine.grade_folder(UNIT)
