@@ -108,10 +108,13 @@ def _map(
     if n_threads == 0:
         waits = "the cluster has no worker yet; waiting for the first one"
         tqdm.write(waits, file=sys.stderr)
+        n_threads = 1
     run, numbers, there, lost = uuid.uuid4().hex, itertools.count(), {}, []
-    ahead = ahead or max(AHEAD, 2 * n_threads)
-    together = len(contents) // (ROUNDS * max(1, n_threads))
-    together = max(1, min(together, TOGETHER, ahead))
+    together = min(len(contents) // (ROUNDS * n_threads), TOGETHER)
+    if ahead is not None:
+        together = min(together, ahead // (2 * n_threads))
+    together = max(1, together)
+    n_first = (ahead or max(AHEAD, 2 * n_threads * together)) // together
 
     def submit(students: tuple[str, ...]) -> Any:
         key = (f"grade-{run}", next(numbers))  # as one group, which Dask holds back
@@ -122,7 +125,7 @@ def _map(
         return future
 
     waiting = _batched(contents, together)
-    first = itertools.islice(waiting, max(ahead // together, 2 * n_threads))
+    first = itertools.islice(waiting, n_first)
     running = as_completed([submit(students) for students in first], loop=client.loop)
     for future in running:
         students = there.pop(future.key)
