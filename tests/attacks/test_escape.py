@@ -187,9 +187,10 @@ import sys
 def average(x):
     frame = sys._getframe()
     while frame:
-        if isinstance(frame.f_locals.get('source'), str):
+        code = frame.f_locals.get('statement')
+        if hasattr(code, 'co_names'):
             with open('/tmp/told', 'a') as file:
-                file.write(frame.f_locals['source'])
+                file.write(f'{code.co_names} {code.co_consts} ')
         frame = frame.f_back
     return x.sum(-1) / x.shape[-1]
 """
@@ -343,7 +344,7 @@ def test_shadows_do_not_outlive_their_submission(batch):
 def test_what_a_visible_check_says_was_written_before_any_hidden_one(batch):
     checks = batch["leak between tests"].result["tests"]["causal_mask_checks"]["checks"]
     message = checks[0]["message"]
-    assert "average(torch.tensor([1.0, 3.0]))" in message  # visible, so no secret
+    assert "('check', 'average', 'torch', 'tensor')" in message  # visible: no secret
     assert "randn" not in message
     assert "generator" not in message
 
