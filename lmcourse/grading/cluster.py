@@ -14,7 +14,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,8 @@ if TYPE_CHECKING:  # the cluster's processes need not import how a unit is made
     from .unit import Unit
 
 CONNECT_SECONDS = 8
-AHEAD = 200  # submissions on the cluster at a time, or two tasks for each thread
-TOGETHER = 8  # submissions in a task at most: each task costs Dask as much as a third
+AHEAD = 200  # submissions on the cluster at a time, or two full tasks for each thread
+TOGETHER = 8  # submissions in a task at most; for one alone Dask adds a quarter to it
 ROUNDS = 8  # tasks for each thread at least, so that all end at about the same time
 KEPT = "results are kept, run the same command again"
 
@@ -110,13 +111,16 @@ def _map(
         tqdm.write(waits, file=sys.stderr)
         n_threads = 1
     run, numbers, there, lost = uuid.uuid4().hex, itertools.count(), {}, []
-    together = min(len(contents) // (ROUNDS * n_threads), TOGETHER)
-    if ahead is not None:
-        together = min(together, ahead // (2 * n_threads))
-    together = max(1, together)
-    n_first = (ahead or max(AHEAD, 2 * n_threads * together)) // together
+    ahead = ahead or max(AHEAD, 2 * n_threads * TOGETHER)
+    fair = len(contents) // (ROUNDS * n_threads), ahead // (2 * n_threads)
+    together = max(1, min(*fair, TOGETHER))
+    everybody = list(contents)
+    waiting = deque(
+        everybody[i : i + together] for i in range(0, len(everybody), together)
+    )
 
-    def submit(students: tuple[str, ...]) -> Any:
+    def submit_next() -> Any:
+        students = waiting.popleft()
         key = (f"grade-{run}", next(numbers))  # as one group, which Dask holds back
         work = (unit.name, unit.key, [contents[student] for student in students])
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1G"}):
@@ -124,9 +128,9 @@ def _map(
         there[future.key] = students
         return future
 
-    waiting = _batched(contents, together)
-    first = itertools.islice(waiting, n_first)
-    running = as_completed([submit(students) for students in first], loop=client.loop)
+    n_first = min(ahead // together, len(waiting))
+    first = [submit_next() for _ in range(n_first)]
+    running = as_completed(first, loop=client.loop)
     for future in running:
         students = there.pop(future.key)
         try:
@@ -135,24 +139,17 @@ def _map(
             if len(students) == 1:
                 lost += students
             else:  # one of them perhaps; the others need not suffer from it
-                for student in students:
-                    running.add(submit((student,)))
+                waiting.extendleft([student] for student in students)
         else:
             for student, result in zip(students, results, strict=True):
                 yield student, about.key(contents[student]), result
-        for following in itertools.islice(waiting, 1):
-            running.add(submit(following))
+        if waiting:
+            running.add(submit_next())
     if lost:
         raise CourseError(
             f"{len(lost)} submissions lost their worker again and again, {lost[0]} "
             f"among them; the other {KEPT}"
         )
-
-
-def _batched(students: Iterable[str], n: int) -> Iterator[tuple[str, ...]]:
-    waiting = iter(students)
-    while batch := tuple(itertools.islice(waiting, n)):
-        yield batch
 
 
 def grade_some(name: str, key: str, contents: list[Content]) -> list[dict[str, Any]]:
