@@ -140,9 +140,9 @@ def make_report(unit: Unit) -> None:
 @app.command("feedback")
 def make_feedback(unit: Unit) -> None:
     """Make the feedback pages again, with points and comments given by hand."""
-    from lmcourse.grading import gradebook  # nbgrader takes a second to import
+    from lmcourse.grading import handback  # nbgrader takes a second to import
 
-    typer.echo(f"{gradebook.write_feedback(unit)} pages")
+    typer.echo(f"{handback.write_feedback(unit)} pages")
 
 
 @app.command("export")

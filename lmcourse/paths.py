@@ -64,6 +64,26 @@ def manifest(unit: str) -> Path:
     return build() / "homework" / unit / "manifest.json"
 
 
+def submitted(unit: str, student: str) -> Path:
+    """The notebook that a student handed in."""
+    return course() / "submitted" / student / unit / f"{unit}.ipynb"
+
+
+def result(unit: str, student: str) -> Path:
+    """What the grader found out about a submission."""
+    return course() / "results" / unit / f"{student}.json"
+
+
+def autograded(unit: str, student: str) -> Path:
+    """The graded notebook, where nbgrader expects it."""
+    return course() / "autograded" / student / unit / f"{unit}.ipynb"
+
+
+def feedback(unit: str, student: str) -> Path:
+    """The page that a student gets back."""
+    return course() / "feedback" / student / unit / f"{unit}.html"
+
+
 def kit() -> Path:
     """The zip that students start from."""
     return build() / "kit" / "language-models-by-hand-homework.zip"

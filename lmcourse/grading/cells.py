@@ -53,32 +53,33 @@ def statements(test_cell: str) -> list[Statement]:
     return found
 
 
-def bare_tests(manifest: dict[str, Any]) -> dict[str, list[str]]:
+def bare_tests(manifest: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
     """What the student's world runs for each test cell, by the cell's id.
 
     Compiled here, once for a class, and not there, once for each submission.
+
+    Returns:
+        For each cell the statements that are ``visible``, and the ``hidden`` ones,
+        which come after them.
     """
     return {
-        cell["id"]: [
-            _packed(statement.bare) for statement in statements(cell["source"])
-        ]
+        cell["id"]: _bare_test(cell["source"])
         for cell in manifest["cells"]
         if cell["kind"] == "test"
     }
+
+
+def _bare_test(test_cell: str) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {"visible": [], "hidden": []}
+    for statement in statements(test_cell):
+        part = parts["hidden" if statement.hidden else "visible"]
+        part.append(_packed(statement.bare))
+    return parts
 
 
 def _packed(code: CodeType) -> str:
     """As text, which ``inside.world.unpacked`` reads."""
     return base64.b64encode(marshal.dumps(code)).decode()
-
-
-def n_visible(manifest: dict[str, Any]) -> dict[str, int]:
-    """How many statements of each test cell come before the first hidden one."""
-    return {
-        cell["id"]: sum(not known.hidden for known in statements(cell["source"]))
-        for cell in manifest["cells"]
-        if cell["kind"] == "test"
-    }
 
 
 def _compiled(node: ast.stmt) -> CodeType:

@@ -174,7 +174,7 @@ class UnitOnWorker(WorkerPlugin):
     def __init__(self, about: "Unit") -> None:
         course = hashlib.sha256(about.secret).hexdigest()[:16]
         self.name = f"lmcourse {about.name} {course}"
-        self.facts = (about.manifest, about.tests, about.n_visible)
+        self.facts = (about.manifest, about.tests)
         self.secret, self.device = about.secret, about.device
         places = {"manifest.json": about.manifest_path}
         places |= {"mistakes.py": about.mistakes_path}

@@ -95,9 +95,11 @@ def grade_folder(
     )
     sandboxed = scheduler is not None or not waiting
     sandboxed = sandboxed or may_run(unit, waiting.values(), unsafe, notes)
+    from . import handback  # nbgrader takes a second to import
+
     try:
         grade_all(about, waiting, jobs, sandboxed, scheduler)
-        if changed := about.write(contents):
+        if changed := handback.write(about, contents):
             names = ", ".join(changed)
             notes.append(f"changed while it was graded, so grade again: {names}")
     except OSError as error:  # a full disk, a folder that cannot be written
@@ -139,14 +141,14 @@ def _copied_in(
     unit: str, contents: Submissions, source: Path, target: Path
 ) -> Submissions:
     """Keep what was handed in elsewhere, as plain files of our own."""
-    from . import gradebook  # nbgrader takes a second to import
+    from . import receipts  # nbgrader takes a second to import
 
     kept = {}
     for student, content in contents.items():
         folder = target / student / unit
         shutil.rmtree(folder, ignore_errors=True)
         kept[student] = handin.keep(content, folder / f"{unit}.ipynb")
-        for name in gradebook.RECEIPTS:
+        for name in receipts.NAMES:
             handin.keep(intake.read_file(source / student / unit / name), folder / name)
     return Submissions(kept)
 
@@ -242,8 +244,7 @@ def result_of(unit: str, student: str) -> tuple[dict[str, Any], intake.Work | No
         atexit.register(pool.close)
         _served[unit] = about, pool
     about, pool = _served[unit]
-    path = paths.course() / "submitted" / student / unit / f"{unit}.ipynb"
-    content = intake.read_file(path)
+    content = intake.read_file(paths.submitted(unit, student))
     result = about.known(student, content)
     if result is None:
         may_run(unit, [content], unsafe=False, notes=[])

@@ -17,7 +17,7 @@ from nbgrader.exchange.default import ExchangeCollect, ExchangeReleaseFeedback
 
 from lmcourse import homework
 
-from . import gradebook, intake
+from . import intake, receipts
 
 Record = dict[str, Any]
 NO_NAME = "unknown"
@@ -67,7 +67,7 @@ class Collect(ExchangeCollect):
             inside = Path(f"/proc/self/fd/{folder}")
             inside = inside if inside.is_dir() else Path(src)
             name = f"{unit}.ipynb"
-            files = gradebook.receipts(inside) | {name: intake.read_file(inside / name)}
+            files = receipts.read(inside) | {name: intake.read_file(inside / name)}
         finally:
             os.close(folder)
         for name, content in files.items():
@@ -102,7 +102,7 @@ class ReleaseFeedback(ExchangeReleaseFeedback):
         others = {
             folder.parent.name
             for folder in Path("/").glob(pattern.lstrip("/"))
-            if not all((folder / name).is_file() for name in gradebook.RECEIPTS)
+            if not all((folder / name).is_file() for name in receipts.NAMES)
         }
         if others:
             names = ", ".join(sorted(others))

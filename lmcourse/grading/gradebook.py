@@ -1,4 +1,4 @@
-"""Into nbgrader's gradebook: the same rows as nbgrader's converters write, in bulk.
+"""nbgrader's gradebook: the same rows as nbgrader's converters write, in bulk.
 
 nbgrader's own interface asks the database anew for every cell. Here a batch of
 submissions is one transaction of a few statements, through nbgrader's own models. What
@@ -6,13 +6,11 @@ a person has given by hand (scores, extra credit, comments) is never touched.
 """
 
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -43,12 +41,9 @@ from traitlets.config import Config, PyFileConfigLoader
 from lmcourse import CourseError, paths
 from lmcourse.homework import release
 
-from . import feedback, intake, notebooks
+from . import intake, notebooks, receipts
 
 Result = TypeVar("Result")
-Graded = dict[str, tuple[dict[str, Any], intake.Work | None]]  # by student
-RECEIPTS = ("timestamp.txt", "submission_secret.txt")  # laid there by the exchange
-MAX_RECEIPT = 200  # bytes
 WAITS = (0.5, 1, 2, 4, 8)  # seconds between attempts, while the database is busy
 COURSE = "language-models-by-hand"
 
@@ -61,21 +56,6 @@ def settings() -> Config:
     if path.is_file():
         config.merge(PyFileConfigLoader(path.name, path=str(path.parent)).load_config())
     return config
-
-
-def submitted_path(unit: str, student: str) -> Path:
-    """Where the file lies that a student handed in."""
-    return paths.course() / "submitted" / student / unit / f"{unit}.ipynb"
-
-
-def autograded_path(unit: str, student: str) -> Path:
-    """Where nbgrader keeps the graded notebook."""
-    return paths.course() / "autograded" / student / unit / f"{unit}.ipynb"
-
-
-def feedback_path(unit: str, student: str) -> Path:
-    """Where the page lies that the student gets back."""
-    return paths.course() / "feedback" / student / unit / f"{unit}.html"
 
 
 def database_url() -> str:
@@ -144,51 +124,16 @@ def make_assignment(unit: str, manifest: dict[str, Any]) -> None:
         release.generate(unit, paths.course(), database_url())
 
 
-def students(unit: str) -> set[str]:
-    """Whose graded work and feedback are there, in files and in the gradebook."""
+def students(unit: str) -> list[str]:
+    """Whose work on a unit the gradebook knows."""
     with open_gradebook() as book:
-        found = book.db.scalars(
-            select(SubmittedAssignment.student_id)
-            .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
-            .where(Assignment.name == unit)
-        ).all()
-    return {
-        student
-        for student in found
-        if autograded_path(unit, student).is_file()
-        and feedback_path(unit, student).is_file()
-        and receipts(submitted_path(unit, student).parent)
-        == receipts(feedback_path(unit, student).parent)
-    }
-
-
-def write(unit: str, graded: Graded) -> None:
-    """Write graded submissions: gradebook, autograded notebooks, feedback.
-
-    Args:
-        unit: the unit
-        graded: by student, whose submission lies at `submitted_path`: its result, and
-            what intake read, None if the submission was refused
-    """
-    with open_gradebook() as book:
-        plan = _Plan(book, unit)
-        made = {
-            student: plan.fill_in(result, work)
-            for student, (result, work) in graded.items()
-        }
-        for student, node in made.items():
-            path = autograded_path(unit, student)
-            # Not by nbformat, which checks our own notebook and takes half the time.
-            _replace(path, json.dumps(node, ensure_ascii=False) + "\n", 0o444)
-        _patiently(book, lambda: plan.write_rows(made))
-        given = marks(book, unit, list(graded))
-    for student, node in made.items():
-        result = graded[student][0]
-        page = feedback.page(
-            unit, student, result, notebooks.texts(node), given[student]
+        return sorted(
+            book.db.scalars(
+                select(SubmittedAssignment.student_id)
+                .join(Assignment, SubmittedAssignment.assignment_id == Assignment.id)
+                .where(Assignment.name == unit)
+            )
         )
-        _replace(feedback_path(unit, student), page, 0o644)
-        _pass_on_receipts(unit, student)
 
 
 def remove(unit: str, student: str) -> None:
@@ -206,34 +151,6 @@ def remove(unit: str, student: str) -> None:
             about = (known.first_name, known.last_name, known.email, known.lms_user_id)
             if not known.submissions and not any(about):
                 _patiently(book, lambda: book.remove_student(student))
-
-
-def write_feedback(unit: str) -> int:
-    """Make all feedback pages again, with what was given by hand since.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        CourseError: if nothing of the unit is graded.
-    """
-    if not exists():
-        raise _nothing_graded(unit)
-    known = sorted(students(unit))
-    if not known:
-        raise _nothing_graded(unit)
-    with open_gradebook() as book:
-        given = marks(book, unit, known)
-    for student in known:
-        node = notebooks.read(autograded_path(unit, student))
-        page = feedback.of_notebook(unit, student, node, given[student])
-        _replace(feedback_path(unit, student), page, 0o644)
-        _pass_on_receipts(unit, student)
-    return len(known)
-
-
-def _nothing_graded(unit: str) -> CourseError:
-    return CourseError(f"no submission of {unit} is graded: run lmcourse grade {unit}")
 
 
 def _patiently(book: Gradebook, do: Callable[[], Result]) -> Result:
@@ -256,58 +173,13 @@ def _in_transaction(book: Gradebook, do: Callable[[], Result]) -> Result:
     return result
 
 
-def _replace(path: Path, text: str, mode: int) -> None:
-    """Write a file so that a reader finds the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.new")
-    half.write_text(text, encoding="utf-8")
-    half.chmod(mode)
-    half.replace(path)
+class Writer:
+    """Writes submissions of a unit: knows what its rows hang on, and its notebook.
 
-
-def receipts(folder: Path) -> dict[str, bytes]:
-    """Read what the exchange laid beside a submission, as far as it is of use.
-
-    Without it nbgrader can give the student no feedback. It may be anything: students
-    can write it themselves.
+    Args:
+        book: the gradebook, which knows the unit
+        unit: the unit
     """
-    found = {}
-    for name in RECEIPTS:
-        content = intake.read_file(folder / name)
-        if isinstance(content, bytes) and 0 < len(content) <= MAX_RECEIPT:
-            with contextlib.suppress(UnicodeDecodeError):
-                content.decode("utf-8")
-                found[name] = content
-    if timestamp(folder) is None:
-        found.pop("timestamp.txt", None)
-    return found
-
-
-def _pass_on_receipts(unit: str, student: str) -> None:
-    """Put the receipts of a submission beside what was made of it."""
-    found = receipts(submitted_path(unit, student).parent)
-    for made in (autograded_path(unit, student), feedback_path(unit, student)):
-        for name in RECEIPTS:
-            if name in found:
-                text = found[name].decode("utf-8")
-                _replace(made.with_name(name), text, 0o644)
-            else:
-                made.with_name(name).unlink(missing_ok=True)
-
-
-def timestamp(folder: Path) -> datetime | None:
-    """Read nbgrader's note of the time of submission, in UTC, if it is one."""
-    content = intake.read_file(folder / "timestamp.txt")
-    if isinstance(content, intake.Refusal) or len(content) > MAX_RECEIPT:
-        return None
-    with contextlib.suppress(ValueError, OverflowError, TypeError, AttributeError):
-        text = content.decode("utf-8").strip()
-        return utils.parse_utc(text) if text else None
-    return None
-
-
-class _Plan:
-    """The unit in the gradebook: what its rows hang on, and its notebook."""
 
     def __init__(self, book: Gradebook, unit: str) -> None:
         self.book, self.db, self.unit = book, book.db, unit
@@ -333,8 +205,11 @@ class _Plan:
         notebooks.write_outputs(node, result)
         return node
 
-    def write_rows(self, made: dict[str, NotebookNode]) -> None:
-        """Write the rows of a batch, as part of one transaction."""
+    def write(self, made: dict[str, NotebookNode]) -> None:
+        """Write a batch of graded notebooks, by student, in one transaction."""
+        _patiently(self.book, lambda: self._write_rows(made))
+
+    def _write_rows(self, made: dict[str, NotebookNode]) -> None:
         self._add_students(list(made))
         submissions = self._submissions(list(made))
         notebook_ids = self._notebooks(submissions)
@@ -379,7 +254,7 @@ class _Plan:
         ).all()
         known, new, dated = dict(found), [], []
         for name in names:
-            when = timestamp(submitted_path(self.unit, name).parent)
+            when = receipts.timestamp(paths.submitted(self.unit, name).parent)
             if name in known:
                 if when is not None:
                     dated.append({"id": known[name], "timestamp": when})

@@ -25,14 +25,11 @@ class Rounds:
 
     Args:
         channel: leads to the keeper
-        n_visible: how many of each test's statements are visible; they come first
         final: whether a kill counts as a crash; else it raises `Killed`
     """
 
-    def __init__(
-        self, channel: socket.socket, n_visible: dict[str, int], final: bool
-    ) -> None:
-        self.channel, self.n_visible, self.final = channel, n_visible, final
+    def __init__(self, channel: socket.socket, final: bool) -> None:
+        self.channel, self.final = channel, final
         self.cell_seconds = 0  # what all cells may compute, whenever they run again
 
     def cells(self, order: dict[str, Any]) -> list[dict[str, Any]]:
@@ -74,10 +71,9 @@ class Rounds:
         self, test: dict[str, Any], visible: bool = True, hidden: bool = True
     ) -> dict[str, Any]:
         """A test with its statements in batches: the hidden ones come one by one."""
-        n_visible = self.n_visible[test["id"]]
-        shown, rest = test["statements"][:n_visible], test["statements"][n_visible:]
-        batches = [shown] if visible and shown else []
-        batches += [[one] for one in rest] if hidden else []
+        statements = test["statements"]
+        batches = [statements["visible"]] if visible and statements["visible"] else []
+        batches += [[one] for one in statements["hidden"]] if hidden else []
         order = {key: value for key, value in test.items() if key != "statements"}
         return {**order, "batches": batches}
 

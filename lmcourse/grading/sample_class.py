@@ -22,7 +22,6 @@ from lmcourse.mistakes import Known
 from . import gradebook, intake
 from .inside import world
 from .messages import in_words
-from .unit import result_path
 
 ANSWER = "In my own words: see the sketch that I handed in on paper."
 CRASH = "    import ctypes\n\n    return ctypes.string_at(0)  # reads where nothing is"
@@ -69,7 +68,7 @@ def write_sample_class(unit: str) -> list[str]:
     now = {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
     _keep_written(unit, before | now)  # if this call is cut off, the next one knows
     for name, content in made.items():
-        path = gradebook.submitted_path(unit, name)
+        path = paths.submitted(unit, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_bytes() != content:
             path.write_bytes(content)
@@ -98,7 +97,7 @@ def _keep_written(unit: str, names: dict[str, str]) -> None:
 
 def _take_away(unit: str, name: str, digest: str) -> None:
     """Remove a made-up student, unless somebody else hands in under that name now."""
-    submitted = gradebook.submitted_path(unit, name)
+    submitted = paths.submitted(unit, name)
     content = intake.read_file(submitted)
     if isinstance(content, bytes):
         if hashlib.sha256(content).hexdigest() != digest:
@@ -106,10 +105,10 @@ def _take_away(unit: str, name: str, digest: str) -> None:
     elif content.kind != "missing":
         return
     gradebook.remove(unit, name)
-    result = result_path(unit, name)
+    result = paths.result(unit, name)
     for path in (result, result.with_suffix(".written")):
         path.unlink(missing_ok=True)
-    of_the_work = (gradebook.autograded_path, gradebook.feedback_path)
+    of_the_work = (paths.autograded, paths.feedback)
     for path in (*(where(unit, name) for where in of_the_work), submitted):
         shutil.rmtree(path.parent, ignore_errors=True)
         if path.parents[1].is_dir() and not any(path.parents[1].iterdir()):

@@ -13,16 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lmcourse import CourseError, homework, paths
 from lmcourse.homework import builder
 
 from . import cells, intake, seeds
 from .intake import Content
 from .worker import Worker
-
-BATCH = 100  # submissions written to the gradebook in one transaction
 
 
 class Submissions(Mapping[str, Content]):
@@ -89,7 +85,6 @@ class Unit:
         self.device = device
         self.manifest: dict[str, Any] = asdict(made)
         self.tests = cells.bare_tests(self.manifest)
-        self.n_visible = cells.n_visible(self.manifest)
         self.secret = seeds.load_secret(paths.course() / "secret")
         self.tree = paths.course() / "jail" / name
         self.manifest_path = paths.manifest(name)
@@ -118,60 +113,18 @@ class Unit:
 
     def save(self, student: str, key: str, result: dict[str, Any]) -> None:
         """Keep a result; a reader finds the old one or the new one, never a half."""
-        path = result_path(self.name, student)
+        path = paths.result(self.name, student)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = {"key": key, "student": student, "result": result}
         half = path.with_suffix(".new")
         half.write_text(json.dumps(data) + "\n", encoding="utf-8")
         half.replace(path)
 
-    def write(self, contents: Mapping[str, Content]) -> list[str]:
-        """Bring the results into the gradebook, those that are not there already.
-
-        Returns:
-            Whose submission has no result, as it changed while the class was graded.
-        """
-        from . import gradebook
-
-        gradebook.make_assignment(self.name, self.manifest)
-        there = gradebook.students(self.name)
-        notes = {s: result_path(self.name, s).with_suffix(".written") for s in contents}
-        changed: list[str] = []
-        waiting = [
-            student
-            for student, content in contents.items()
-            if not (
-                student in there
-                and notes[student].is_file()
-                and notes[student].read_text() == self.key(content)
-            )
-        ]
-        with tqdm(
-            total=len(waiting), desc="gradebook, feedback", disable=None, unit="student"
-        ) as progress:
-            for start in range(0, len(waiting), BATCH):
-                some = waiting[start : start + BATCH]
-                graded, keys = {}, {}
-                for student in some:
-                    content = contents[student]
-                    result = self.known(student, content)
-                    if result is None:
-                        changed.append(student)
-                    else:
-                        graded[student] = result, self.read(content)
-                        keys[student] = self.key(content)
-                gradebook.write(self.name, graded)
-                for student, key in keys.items():
-                    notes[student].write_text(key)
-                progress.update(len(some))
-        return changed
-
     def worker(self, sandboxed: bool) -> Worker:
         """Start a student's world and a judge."""
         return Worker(
             self.manifest,
             self.tests,
-            self.n_visible,
             self.manifest_path,
             self.mistakes_path,
             self.tree,
@@ -194,15 +147,10 @@ class Unit:
         stamp.write_text(self.manifest["digest"])
 
 
-def result_path(unit: str, student: str) -> Path:
-    """Where the result of a submission is kept."""
-    return paths.course() / "results" / unit / f"{student}.json"
-
-
 def load_result(unit: str, student: str) -> dict[str, Any] | None:
     """Read a kept result with its key; None if there is none."""
     try:
-        return json.loads(result_path(unit, student).read_text(encoding="utf-8"))
+        return json.loads(paths.result(unit, student).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -35,7 +35,6 @@ class Worker:
     Args:
         manifest: the unit's manifest
         tests: from `cells.bare_tests`, made before: Python 3.11 cannot parse in threads
-        n_visible: from `cells.n_visible`: how many of a test's statements come first
         manifest_path: where it lies, for the judge to read
         mistakes_path: the file with the unit's known mistakes
         blank_tree: a folder that holds lmcore with the graded bodies blank
@@ -47,8 +46,7 @@ class Worker:
     def __init__(
         self,
         manifest: dict[str, Any],
-        tests: dict[str, list[str]],
-        n_visible: dict[str, int],
+        tests: dict[str, dict[str, list[str]]],
         manifest_path: Path,
         mistakes_path: Path,
         blank_tree: Path,
@@ -58,8 +56,7 @@ class Worker:
     ) -> None:
         self.manifest, self.secret = manifest, secret
         self.blank_tree, self.sandboxed = blank_tree, sandboxed
-        self.tests, self.n_visible = tests, n_visible
-        self.device = device
+        self.tests, self.device = tests, device
         self.judge_arguments = [str(manifest_path), str(mistakes_path), device]
         self._start()
 
@@ -145,7 +142,7 @@ class Worker:
     def _world(self, final: bool) -> Iterator[Rounds]:
         """A new student's world, for one submission."""
         with self.parent.open() as channel:
-            yield Rounds(channel, self.n_visible, final)
+            yield Rounds(channel, final)
 
     def _order(
         self, cells: list[dict[str, Any]], tests: list[dict[str, Any]]

@@ -15,7 +15,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lmcourse import paths
-from lmcourse.grading import converters, gradebook, seeds
+from lmcourse.grading import converters, seeds
 
 pytestmark = pytest.mark.slow
 
@@ -387,7 +387,7 @@ def handed(grade_handed, written, tmp_path_factory):
 
 
 def test_scripts_run_neither_in_feedback_nor_in_formgrader(handed, here):
-    pages = {s: gradebook.feedback_path(UNIT, s).read_text() for s in ("ada", "eve")}
+    pages = {s: paths.feedback(UNIT, s).read_text() for s in ("ada", "eve")}
     assert "steal()" in pages["eve"]  # shown as text
     assert "<strong>bold</strong>" in pages["eve"]
     assert _live_parts(pages["eve"]) == _live_parts(pages["ada"])
@@ -403,9 +403,9 @@ def test_the_search_for_scripts_is_not_blind():
 
 
 def test_files_beside_the_notebook_are_never_taken(handed, here):
-    kept = gradebook.submitted_path(UNIT, "eve").parent
+    kept = paths.submitted(UNIT, "eve").parent
     assert [path.name for path in kept.iterdir()] == [f"{UNIT}.ipynb"]
-    made = gradebook.autograded_path(UNIT, "eve").parent
+    made = paths.autograded(UNIT, "eve").parent
     assert [path.name for path in made.iterdir()] == [f"{UNIT}.ipynb"]
 
 
@@ -438,6 +438,6 @@ def _formgrader_page(student: str) -> str:
     nothing |= dict.fromkeys((*names, "last_name"), "")
     nothing |= {"index": 0, "total": 1}
     page, _ = exporter.from_filename(
-        str(gradebook.autograded_path(UNIT, student)), resources=nothing
+        str(paths.autograded(UNIT, student)), resources=nothing
     )
     return page

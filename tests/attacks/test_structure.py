@@ -250,7 +250,7 @@ def test_what_is_no_submission_is_refused_with_a_sentence(scores, here, name):
     assert result["status"] == "refused"
     assert result["refusal"]["kind"] == REFUSED[name][1]
     assert result["refusal"]["message"].endswith(".")
-    page = gradebook.feedback_path(UNIT, student).read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, student).read_text(encoding="utf-8")
     assert result["refusal"]["message"].split(";")[0] in page
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmcourse import CourseError, homework, paths
-from lmcourse.grading import engine, gradebook, report, sandbox, seeds
+from lmcourse.grading import engine, gradebook, receipts, report, sandbox, seeds
 from lmcourse.grading.unit import Unit, load_result
 
 UNIT = "07_tiny"
@@ -62,7 +62,7 @@ def test_a_class_from_folder_to_report(sandboxed, handed, hand_in):
 
 def _the_folder_stays_and_plain_files_were_copied(handed: Path, before: list[Path]):
     assert sorted(handed.rglob("*")) == before
-    kept = gradebook.submitted_path(UNIT, "ada").parent
+    kept = paths.submitted(UNIT, "ada").parent
     assert {p.name for p in kept.iterdir()} == {f"{UNIT}.ipynb", "timestamp.txt"}
     with gradebook.open_gradebook() as book:
         submission = book.find_submission(UNIT, "ada")
@@ -71,7 +71,7 @@ def _the_folder_stays_and_plain_files_were_copied(handed: Path, before: list[Pat
 
 def _feedback_shows_messages_and_no_hidden_check():
     pages = {
-        student: gradebook.feedback_path(UNIT, student).read_text(encoding="utf-8")
+        student: paths.feedback(UNIT, student).read_text(encoding="utf-8")
         for student in EXPECTED
     }
     for page in pages.values():
@@ -131,7 +131,7 @@ def _hand_given_points_stay_and_a_second_run_grades_nothing():
 @pytest.mark.parametrize("timestamp", ["", "yesterday", "9" * 150, "\x00\xff"])
 def test_a_malformed_timestamp_is_left_out(timestamp, tmp_path):
     (tmp_path / "timestamp.txt").write_text(timestamp, encoding="latin-1")
-    assert gradebook.timestamp(tmp_path) is None
+    assert receipts.timestamp(tmp_path) is None
 
 
 def test_without_a_sandbox_strangers_are_refused(hand_in, monkeypatch):

@@ -35,6 +35,7 @@ from lmcourse.grading import (
     exchange,
     gradebook,
     intake,
+    receipts,
     sample_class,
 )
 
@@ -247,9 +248,9 @@ def test_a_strange_submission_leads_nowhere_and_stops_nobody(inbound, handed_in)
         missing = dict.fromkeys(("bob", "carl", "dora", "eve", "fay"), "missing")
         assert kinds == {"ada": good, "gil": good, "unknown": good} | missing
     submitted = paths.course() / "submitted"
-    receipts = gradebook.receipts(submitted / "ada" / UNIT)
-    assert receipts["timestamp.txt"].decode() == WHEN
-    assert receipts["submission_secret.txt"].decode() == f"of ada{end}"
+    found = receipts.read(submitted / "ada" / UNIT)
+    assert found["timestamp.txt"].decode() == WHEN
+    assert found["submission_secret.txt"].decode() == f"of ada{end}"
     assert {p.name for p in (submitted / "gil" / UNIT).iterdir()} == {f"{UNIT}.ipynb"}
     assert not (paths.course() / UNIT).exists()
 
@@ -280,14 +281,14 @@ def test_what_the_exchange_needs_stands_beside_the_feedback(sandboxed, hand_in):
         (folder / "timestamp.txt").write_text(WHEN.replace("02", f"0{len(secret)}"))
         (folder / "submission_secret.txt").write_text(secret)
         engine.grade_folder(UNIT)
-        for made in (gradebook.feedback_path, gradebook.autograded_path):
+        for made in (paths.feedback, paths.autograded):
             beside = made(UNIT, "ada").parent
-            assert gradebook.receipts(beside) == gradebook.receipts(folder)
+            assert receipts.read(beside) == receipts.read(folder)
             assert (beside / "submission_secret.txt").read_text() == secret
         with gradebook.open_gradebook() as book:
             day = book.find_submission(UNIT, "ada").timestamp.day
         assert day == len(secret)
-    assert not (gradebook.feedback_path(UNIT, "bob").parent / "timestamp.txt").exists()
+    assert not (paths.feedback(UNIT, "bob").parent / "timestamp.txt").exists()
 
 
 @pytest.fixture

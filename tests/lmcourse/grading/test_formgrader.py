@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from lmcourse import homework, paths
-from lmcourse.grading import engine, export, gradebook, notebooks, report
+from lmcourse.grading import engine, export, gradebook, handback, notebooks, report
 from lmcourse.grading.unit import load_result
 
 UNIT = "07_tiny"
@@ -120,14 +120,14 @@ def test_a_person_grades_in_formgrader_and_it_counts_everywhere(
 
 def _nbgrader_s_feedback_is_ours_with_her_words() -> None:
     nbgrader("generate_feedback", UNIT, "--force")
-    page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "ada").read_text(encoding="utf-8")
     assert "You saw the point." in page
     assert "8.5 of 9 points" in page
     assert "generator(1)" not in page
     assert "<script" not in page
     before = page
-    assert gradebook.write_feedback(UNIT) == 2
-    assert gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8") == before
+    assert handback.write_feedback(UNIT) == 2
+    assert paths.feedback(UNIT, "ada").read_text(encoding="utf-8") == before
 
 
 def _exports_have_her_points(tmp_path: Path) -> None:
@@ -227,11 +227,11 @@ def test_formgrader_s_button_grades_in_our_sandbox(
     assert not escaped.exists()
     result = load_result(UNIT, "ada")["result"]
     assert result["questions"]["average"]["mistakes"] == ["divides_by_one_too_few"]
-    node = notebooks.read(gradebook.autograded_path(UNIT, "ada"))
+    node = notebooks.read(paths.autograded(UNIT, "ada"))
     assert "You divided by one too few." in str(node)
     # The command finds the button's results, and adds its pages of feedback.
     summary = engine.grade_folder(UNIT)
     assert (summary.submissions, summary.graded) == (2, 0)
     totals = {row.student: row.total for row in report.read_class(UNIT).rows}
     assert totals == {"ada": 3.0, "bob": 7.0}
-    assert gradebook.feedback_path(UNIT, "ada").is_file()
+    assert paths.feedback(UNIT, "ada").is_file()

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from lmcourse import CourseError, paths
-from lmcourse.grading import engine, gradebook, intake, notebooks
+from lmcourse.grading import engine, gradebook, handback, intake, notebooks
 from lmcourse.grading.unit import Unit
 
 UNIT = "07_tiny"
@@ -45,7 +45,7 @@ def rows() -> dict:
 
 
 def notebook(student: str) -> list:
-    made = notebooks.read(gradebook.autograded_path(UNIT, student))
+    made = notebooks.read(paths.autograded(UNIT, student))
     cells = [(c.source, c.get("outputs"), c.metadata.nbgrader) for c in made.cells]
     return [cells, made.metadata.kernelspec]
 
@@ -62,7 +62,7 @@ def write(hand_in, handed_in, worker):
             result = worker.grade(content)
             unit.save(student, unit.key(content), result)
             graded[student] = result, unit.read(content)
-        gradebook.write(UNIT, graded)
+        handback.write_batch(UNIT, graded)
 
     return put
 
@@ -85,7 +85,7 @@ def test_rows_and_notebooks_are_those_of_nbgrader_autograde(
     assert theirs["chen"]["comments"][-1] == ("why", "No response.", "None")
     assert theirs["ada"]["time"] != "None"
     (paths.course() / "gradebook.db").unlink()
-    gradebook.autograded_path(UNIT, "ada").unlink()
+    paths.autograded(UNIT, "ada").unlink()
     assert engine.grade_folder(UNIT).graded == 0  # the results are kept and shared
     assert rows() == theirs
     assert {student: notebook(student) for student in books} == books
@@ -111,7 +111,7 @@ def test_what_a_person_gave_stays_when_the_work_is_graded_again(write, handed_in
         # two test cells and the written one; two solutions and the written one
         assert len(book.db.scalars(select(Grade)).all()) == 2 * 3
         assert len(book.db.scalars(select(Comment)).all()) == 2 * 3
-    page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "ada").read_text(encoding="utf-8")
     assert "Well said." in page
     assert "3 of 4" in page
 
@@ -129,7 +129,7 @@ def test_lateness_is_left_to_nbgrader_s_plugin(write, handed_in, hand_in, monkey
     write(ada=handed_in(), bob=handed_in())
     assert rows()["ada"]["late"] == [None]
     assert rows()["bob"]["late"] == [7.0]
-    page = gradebook.feedback_path(UNIT, "bob").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "bob").read_text(encoding="utf-8")
     assert "0 of 9 points" in page
     assert "7 points were taken off" in page
 
@@ -139,7 +139,7 @@ def test_a_batch_is_written_whole_or_not_at_all(write, handed_in, monkeypatch):
         raise RuntimeError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gradebook._Plan, "_punish_lateness", fail)
+        patch.setattr(gradebook.Writer, "_punish_lateness", fail)
         with pytest.raises(RuntimeError, match="power"):
             write(ada=handed_in())
     assert rows() == {}
@@ -167,7 +167,7 @@ def test_a_database_that_cannot_be_read_is_named(here, hand_in):
     hand_in("ada")
     (paths.course() / "gradebook.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(CourseError, match=r"gradebook\.db cannot be used: .*database"):
-        gradebook.students(UNIT)
+        handback.complete(UNIT)
 
 
 def test_a_password_is_not_shown(here):
@@ -193,7 +193,7 @@ def test_a_refused_submission_has_rows_and_a_page(write, here):
     write(emil=b"this is no notebook")
     grades = {name: score for name, score, *_ in rows()["emil"]["grades"]}
     assert grades == {"average_checks": 0, "causal_mask_checks": 0, "why": 0}
-    page = gradebook.feedback_path(UNIT, "emil").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "emil").read_text(encoding="utf-8")
     assert "not JSON" in page
 
 
@@ -201,7 +201,7 @@ def test_the_notebook_that_is_written_is_valid(write, handed_in):
     import nbformat
 
     write(ada=handed_in(average=HALF))
-    path = gradebook.autograded_path(UNIT, "ada")
+    path = paths.autograded(UNIT, "ada")
     nbformat.validate(nbformat.read(path, as_version=4))
     assert path.stat().st_mode & 0o222 == 0  # nobody's to change, as nbgrader's own
 
@@ -216,5 +216,5 @@ def test_intake_and_writer_agree_on_what_is_missing(write, handed_in):
     content = json.dumps(made).encode()
     assert intake.read(content, Unit(UNIT).manifest).missing == ["average"]
     write(ada=content)
-    page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "ada").read_text(encoding="utf-8")
     assert "not in your notebook any more" in page

@@ -184,7 +184,7 @@ def test_from_a_canvas_zip_to_grades(sandboxed, hand_in, handed_in, tmp_path):
     assert (summary.submissions, summary.refused) == (1, 0)
     assert "escape" in str(summary)
     student = "lovelaceada-101"
-    assert gradebook.submitted_path(UNIT, student).is_file()
+    assert paths.submitted(UNIT, student).is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["class.zip"]
     with gradebook.open_gradebook() as book:
         assert book.find_submission(UNIT, student).score == 7

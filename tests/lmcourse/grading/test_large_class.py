@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lmcourse import paths
-from lmcourse.grading import engine, gradebook, intake
+from lmcourse.grading import engine, handback, intake
 from lmcourse.grading.pool import Pool
 from lmcourse.grading.unit import Unit, load_result
 from lmcourse.grading.worker import refused
@@ -89,7 +89,7 @@ def test_a_class_is_never_in_memory_as_a_whole(
     assert sorted(without_worlds) == sorted(expected)
     kept = [load_result(UNIT, student)["result"]["digest"] for student in STUDENTS]
     assert kept == expected
-    assert gradebook.students(UNIT) == {"first", *STUDENTS}
+    assert handback.complete(UNIT) == {"first", *STUDENTS}
     assert peak_of(lambda: engine.grade_folder(UNIT, place)) < MOST
     assert len(without_worlds) == len(STUDENTS)  # nothing was graded twice
 
@@ -109,9 +109,9 @@ def test_a_notebook_that_changes_meanwhile_gets_no_other_one_s_result(
     monkeypatch.setattr(Pool, "grade", grade_while_ada_hands_in)
     summary = engine.grade_folder(UNIT, jobs=1)
     assert summary.notes == ["changed while it was graded, so grade again: ada"]
-    assert gradebook.students(UNIT) == {"bob"}
+    assert handback.complete(UNIT) == {"bob"}
     summary = engine.grade_folder(UNIT)
     assert (summary.graded, summary.notes) == (1, [])
-    assert gradebook.students(UNIT) == {"ada", "bob"}
+    assert handback.complete(UNIT) == {"ada", "bob"}
     result = load_result(UNIT, "ada")["result"]
     assert result["digest"] == hashlib.sha256(late).hexdigest()

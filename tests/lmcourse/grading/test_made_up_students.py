@@ -53,7 +53,7 @@ def test_students_who_are_made_up_no_more_are_taken_away(sandboxed, rename, hand
     now = set(sample_class.write_sample_class(UNIT))
     assert now == made - NEW.keys() | set(NEW.values())
     assert traces(LOOKS) == []
-    assert gradebook.submitted_path(UNIT, DIVIDES).read_bytes() == own
+    assert paths.submitted(UNIT, DIVIDES).read_bytes() == own
     assert in_gradebook() == (made | {"mistake-of-my-own"}) - {LOOKS}
     engine.grade_folder(UNIT)
     assert in_gradebook() == now | {"mistake-of-my-own", DIVIDES}

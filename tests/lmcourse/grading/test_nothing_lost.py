@@ -104,7 +104,7 @@ class Course:
     def state(self) -> dict[str, Any]:
         """All that grading leaves behind: results, notebooks, pages, rows."""
         students = sorted(path.name for path in self.folder.iterdir())
-        files = [gradebook.autograded_path, gradebook.feedback_path]
+        files = [paths.autograded, paths.feedback]
         made = {
             student: [path(UNIT, student).read_text() for path in files]
             for student in students
@@ -313,5 +313,5 @@ def test_half_written_results_and_notes_are_made_anew(course):
     (folder / "ada.json").write_text('{"key": "')
     (folder / "bob.written").write_text("")
     (folder / "chen.new").write_text("{")
-    gradebook.autograded_path(UNIT, "dora").unlink()
+    paths.autograded(UNIT, "dora").unlink()
     course.finish()

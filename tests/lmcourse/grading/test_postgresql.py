@@ -134,7 +134,7 @@ def test_a_class_on_postgresql(sandboxed, on_postgresql, hand_in, handed_in):
     command = [sys.executable, "-m", "nbgrader", "generate_feedback", UNIT, "--force"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    page = gradebook.feedback_path(UNIT, "ada").read_text(encoding="utf-8")
+    page = paths.feedback(UNIT, "ada").read_text(encoding="utf-8")
     assert "9 of 9 points" in page
 
 

@@ -201,8 +201,11 @@ def test_what_enters_the_jail_imports_nothing_of_the_grader(here):
 
 
 def test_the_statements_that_enter_the_jail_hold_no_expected_value(worker):
-    packed = [text for statements in worker.tests.values() for text in statements]
-    bare = [world.unpacked(text) for text in packed]
+    bare = [
+        world.unpacked(text)
+        for parts in worker.tests.values()
+        for text in parts["visible"] + parts["hidden"]
+    ]
     known = "check(average(torch.tensor([1.0, 3.0])))"
     assert compile(known, "<check>", "exec") in bare
     words = ("expected", "title", "atol", "at_least", "two numbers")
