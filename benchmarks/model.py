@@ -80,9 +80,9 @@ def bench_training(name: str, peak: float) -> None:
 
 
 @torch.no_grad()
-def bench_writing(n_rows: int) -> None:
+def bench_writing(name: str, n_rows: int) -> None:
     """Print tokens per second of writing, with and without the cache."""
-    shape, _ = SHAPES["10 M"]
+    shape, _ = SHAPES[name]
     ours, theirs = pair(shape, max_len=2 * N_NEW)
     ours.eval(), theirs.eval()
     prompt = torch.randint(shape["vocab_size"], (n_rows, 16))
@@ -109,7 +109,8 @@ def bench_writing(n_rows: int) -> None:
     )
     cached, other, uncached = (n_rows * N_NEW / seconds for seconds in times)
     print(
-        f"write, batch {n_rows}: {cached:6,.0f} tokens/s, transformers {other:6,.0f}, "
+        f"write {name:>5}, batch {n_rows}: {cached:6,.0f} tokens/s, "
+        f"transformers {other:6,.0f}, "
         f"{cached / other:4.2f} x; without the cache {uncached:6,.0f}, "
         f"{cached / uncached:4.1f} x"
     )
@@ -122,8 +123,9 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, peak {peak / 1e9:.0f} Gflop/s")
     for name in SHAPES:
         bench_training(name, peak)
-    for n_rows in (1, 8):
-        bench_writing(n_rows)
+    for name in SHAPES:
+        for n_rows in (1, 8):
+            bench_writing(name, n_rows)
 
 
 if __name__ == "__main__":

@@ -265,9 +265,12 @@ def orthogonalize(matrix: Tensor, n_steps: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315  # the paper's: steep at 0, level near 1
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    stack = wide.reshape(-1, *wide.shape[-2:])  # (N, rows, columns), rows ≤ columns
     for _ in range(n_steps):
-        square = wide @ wide.mT
-        wide = a * wide + (b * square + c * square @ square) @ wide
+        square = stack @ stack.mT
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b S + c S S
+        stack = torch.baddbmm(stack, factor, stack, beta=a)  # (a + b S + c S S) X
+    wide = stack.view_as(wide)
     return wide if matrix.shape[-2] <= matrix.shape[-1] else wide.mT
 
 

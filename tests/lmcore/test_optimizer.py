@@ -163,7 +163,7 @@ def test_a_closure_is_called_with_gradients_on():
 # --- Muon ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (2, 3, 4), (2, 2, 5, 3)])
 def test_orthogonalized_values_are_near_one(shape, device):
     matrix = torch.randn(shape, device=device)
     found = optimizers.orthogonalize(matrix)
