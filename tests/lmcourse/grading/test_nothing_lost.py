@@ -216,6 +216,7 @@ def test_killed_at_five_random_moments_nothing_is_lost(course):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five minutes where little else runs
 def test_killed_at_fifty_random_moments_nothing_is_lost(course):
     course.reset()
     _kill_at_random_moments(course, moments=50, seed=50)
