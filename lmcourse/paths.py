@@ -74,6 +74,11 @@ def result(unit: str, student: str) -> Path:
     return course() / "results" / unit / f"{student}.json"
 
 
+def handed_back(unit: str, student: str) -> Path:
+    """The note of which result the student's rows and page were made from."""
+    return result(unit, student).with_suffix(".written")
+
+
 def autograded(unit: str, student: str) -> Path:
     """The graded notebook, where nbgrader expects it."""
     return course() / "autograded" / student / unit / f"{unit}.ipynb"

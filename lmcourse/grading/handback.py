@@ -33,7 +33,7 @@ def write(about: Unit, contents: Mapping[str, Content]) -> list[str]:
     """
     gradebook.make_assignment(about.name, about.manifest)
     there = complete(about.name)
-    notes = {s: paths.result(about.name, s).with_suffix(".written") for s in contents}
+    notes = {s: paths.handed_back(about.name, s) for s in contents}
     changed: list[str] = []
     waiting = [
         student

@@ -105,9 +105,8 @@ def _take_away(unit: str, name: str, digest: str) -> None:
     elif content.kind != "missing":
         return
     gradebook.remove(unit, name)
-    result = paths.result(unit, name)
-    for path in (result, result.with_suffix(".written")):
-        path.unlink(missing_ok=True)
+    for where in (paths.result, paths.handed_back):
+        where(unit, name).unlink(missing_ok=True)
     of_the_work = (paths.autograded, paths.feedback)
     for path in (*(where(unit, name) for where in of_the_work), submitted):
         shutil.rmtree(path.parent, ignore_errors=True)

@@ -48,7 +48,7 @@ def of_class(
 
 
 def _answers(unit: str, student: str, own: set[str]) -> list[str]:
-    path = paths.course() / "autograded" / student / unit / f"{unit}.ipynb"
+    path = paths.autograded(unit, student)
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except FileNotFoundError:
